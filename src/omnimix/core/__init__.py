@@ -1,0 +1,1 @@
+"""The vocabulary: batch, recipe, pairing, ratio, operation, objective, task, method, split, registry."""

@@ -1,0 +1,269 @@
+"""A way of training. A method owns neither the user's model nor the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch
+from .checks import in_unit
+from .objective import LabelPolicy, MixedLoss, Objective
+from .operation import Context, Interpolate, Operation
+from .pairing import Pairing, RandomPairing
+from .random import integers, resolve, uniform
+from .ratio import Beta, Ratio
+from .recipe import Mixed, Recipe
+from .split import Split
+from .table import Table
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is told before training. steps: the planned number of optimiser steps, where known.
+
+    table holds the training rows; validation the validation rows, under the same column names.
+    """
+
+    model: nn.Module
+    task: Task
+    table: Table | None = None
+    validation: Table | None = None
+    steps: int | None = None
+    split: Split | None = None
+
+
+class Method:
+    """Base of all methods: by itself, empirical risk minimisation.
+
+    Life: `setup(...)` once; then for every step `rows(index)` where the caller owns the sampler, `step(...)` or
+    `loss(...)`, and `after_step()`; `after_epoch()` after each pass. All randomness comes from `self.generator`.
+    """
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    """Names of extra batches that `loss` takes as keyword arguments."""
+    needs: tuple[str, ...] = ()
+    """Table columns that must be there."""
+    transductive: ClassVar[bool] = False
+
+    generator: torch.Generator
+    given: Setup | None = None
+    steps_done: int = 0
+
+    def setup(
+        self,
+        model: nn.Module,
+        task: Task,
+        table: Table | None = None,
+        *,
+        validation: Table | None = None,
+        steps: int | None = None,
+        split: Split | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Method:
+        """Tell the method what it trains, and with which randomness; returns itself.
+
+        table: per-sample columns of the training set ("label", "domain", "feature") for methods that choose partners
+        from all of it. steps: planned optimiser steps, for schedules. generator: None takes omnimix's private one.
+        ValueError if the method needs something that is not given.
+        """
+        for column in self.needs:
+            if table is None or column not in table:
+                raise ValueError(
+                    f"{type(self).__name__} needs the {column!r} of every training sample: "
+                    f"pass setup(..., table=omnimix.Table({column}=...))"
+                )
+        self.given = Setup(model, task, table, validation, steps, split)
+        self.generator = resolve(generator)
+        self.steps_done = 0
+        self.on_setup(self.given)
+        return self
+
+    def on_setup(self, given: Setup) -> None:
+        """For subclasses: prepare what training needs."""
+
+    @property
+    def task(self) -> Task:
+        return self._given().task
+
+    def _given(self) -> Setup:
+        if self.given is None:
+            raise ValueError(f"call {type(self).__name__}.setup(model, task) before training")
+        return self.given
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The training rows to load for the anchors `index` (B,): (anchors (B,), guests (B, K - 1) or None)."""
+        return index, None
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        """The scalar training loss of one batch."""
+        return self.plain_loss(model, Batch.of(batch).alone)
+
+    def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of the batch as it is."""
+        return self.task.losses(model(batch.x), batch.y).mean()
+
+    def step(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer,
+        backward: Callable[[Tensor], Any] = Tensor.backward,
+        clip: Callable[[], Any] | None = None,
+        **streams: Any,
+    ) -> Tensor:
+        """One optimiser step; returns the detached loss. Methods that need several gradients override it."""
+        optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(model, batch, **streams)
+        backward(loss)
+        if clip is not None:
+            clip()
+        optimizer.step()
+        return loss.detach()
+
+    def after_step(self) -> None:
+        """Count the step."""
+        self.steps_done += 1
+
+    def after_epoch(self) -> None:
+        """Called after every pass over the data."""
+
+    def predict(self, model: nn.Module, x: Any) -> Tensor:
+        """The output used for evaluation; never mixed."""
+        return cast(Tensor, model(x))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs: nested dicts of tensors, numbers and strings."""
+        state: dict[str, Any] = {"steps_done": self.steps_done}
+        if self.given is not None:
+            state["generator"] = self.generator.get_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken; `setup` comes first."""
+        self._given()
+        self.steps_done = int(state["steps_done"])
+        self.generator.set_state(state["generator"])
+
+
+class Mix(Method):
+    """The composable method: pairing (who), ratio (how much), operation (how), objective (what for).
+
+    Every part has a default, that of mixup: random partners, Beta(1, 1), interpolation, the mixed loss.
+    labels: a policy that changes the label shares. places: where to mix, "input" or names of hidden taps; one is drawn
+    uniformly each step. probability: the share of steps that mix at all.
+    """
+
+    def __init__(
+        self,
+        pairing: Pairing | None = None,
+        ratio: Ratio | None = None,
+        operation: Operation | None = None,
+        objective: Objective | None = None,
+        *,
+        labels: LabelPolicy | None = None,
+        places: Sequence[str] = ("input",),
+        probability: float = 1.0,
+    ) -> None:
+        self.pairing = RandomPairing() if pairing is None else pairing
+        self.ratio = Beta(1.0) if ratio is None else ratio
+        self.operation = Interpolate() if operation is None else operation
+        self.objective = MixedLoss() if objective is None else objective
+        self.labels = labels
+        self.places = _places(places)
+        self.probability = in_unit("probability", probability)
+        self.split: Split | None = None
+
+    def on_setup(self, given: Setup) -> None:
+        self.pairing.prepare(given.table, self.generator)
+        self.places = self.resolve_places(given)
+
+    def resolve_places(self, given: Setup) -> tuple[str, ...]:
+        """The places to draw from, once the network is known; names that are no taps are refused."""
+        if self.places == ("input",):
+            return self.places
+        self.split = given.split or Split(given.model)
+        for name in self.places:
+            if name != "input":
+                self.split._check("tap", name)
+        return self.places
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return index, self.pairing.rows(index, self.generator)
+
+    def recipe(self, batch: Batch) -> Recipe | None:
+        """Draw who is mixed with whom, how much and where; None: this step does not mix."""
+        if self.probability < 1 and float(uniform(1, generator=self.generator)) >= self.probability:
+            return None
+        partner = self.pairing(batch, self.generator)
+        share = self.ratio(len(batch), partner.shape[1], self.generator).to(batch.device, non_blocking=True)
+        place = self.places[0]
+        if len(self.places) > 1:
+            place = self.places[int(integers(len(self.places), 1, generator=self.generator))]
+        return Recipe(partner, share, place=place)
+
+    def mix(self, batch: Batch, recipe: Recipe) -> Mixed:
+        """Mix the inputs of the batch as the recipe says."""
+        x, applied = self.apply(batch.x, recipe)
+        return Mixed(x, batch.y, applied)
+
+    def apply(self, x: Any, recipe: Recipe) -> tuple[Any, Recipe]:
+        """The operation and the label policy on inputs, or on activations at a tap."""
+        context = Context(self.generator)
+        mixed, applied = self.operation(x, recipe, context)
+        return mixed, applied if self.labels is None else self.labels(applied, context)
+
+    def forward(self, model: nn.Module, batch: Batch, recipe: Recipe) -> tuple[Tensor, Recipe]:
+        """The network's output on the mixed batch, mixed at `recipe.place`, and the recipe applied."""
+        if recipe.place == "input":
+            mixed = self.mix(batch, recipe)
+            return cast(Tensor, model(mixed.x)), mixed.recipe
+        if self.split is None:
+            raise ValueError(f"mixing at tap {recipe.place!r} needs setup(model, ...) first")
+        applied: list[Recipe] = []
+        state = self.generator.get_state()
+
+        def rewrite(h: Tensor) -> Tensor:
+            if applied:  # activation checkpointing recomputes the tap: repeat the same draws
+                resumed = self.generator.get_state()
+                self.generator.set_state(state)
+                h, _ = self.apply(h, recipe)
+                self.generator.set_state(resumed)
+                return h
+            h, done = self.apply(h, recipe)
+            applied.append(done)
+            return h
+
+        with self.split.rewrite(recipe.place, rewrite):
+            output = model(batch.x)
+        return cast(Tensor, output), applied[0]
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        batch = Batch.of(batch)
+        recipe = self.recipe(batch) if model.training else None
+        if recipe is None:
+            return self.plain_loss(model, batch.alone)
+        return self.mixed_loss(model, batch, recipe)
+
+    def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        """The loss of the batch mixed by `recipe`."""
+        output, applied = self.forward(model, batch, recipe)
+        losses = self.objective(output, batch.y, applied, self.task)
+        return (losses if applied.loss_weight is None else losses * applied.loss_weight).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "missing": self.pairing.missing}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.pairing.missing = int(state["missing"])
+
+
+def _places(places: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(places, str) or not places or not all(isinstance(p, str) and p for p in places):
+        raise ValueError(f"places must be a non-empty sequence of 'input' and tap names, got {places!r}")
+    return tuple(places)

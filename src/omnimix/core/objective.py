@@ -1,0 +1,48 @@
+"""What a mixed batch is trained for: per-sample losses that read the recipe, and policies that change its labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from .operation import Context
+from .recipe import Recipe, Target, mix_labels, sum_of
+from .task import Task
+
+
+class Objective(ABC):
+    """Per-sample losses of a mixed batch."""
+
+    @abstractmethod
+    def __call__(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
+        """(B,) losses, unreduced, without `recipe.loss_weight`.
+
+        output: (B, ...). y: the targets of all rows (R, ...), guests included.
+        """
+
+
+class MixedLoss(Objective):
+    """sum_k label_share_k * loss(output, y_k) ("two-part"), or the loss against the mixed target ("soft").
+
+    Equal for losses linear in the target. target: None takes the task's own: soft for regression, else two-part.
+    """
+
+    def __init__(self, target: Target | None = None) -> None:
+        if target not in (None, "two-part", "soft"):
+            raise ValueError(f"target must be 'two-part', 'soft' or None, got {target!r}")
+        self.target = target
+
+    def __call__(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
+        if (self.target or task.mixed_target) == "soft":
+            return task.losses(output, mix_labels(task.soft_target(y), recipe))
+        share = recipe.label_share
+        return sum_of(share[:, k] * task.losses(output, y[recipe.partner[:, k]]) for k in range(share.shape[1]))
+
+
+class LabelPolicy(ABC):
+    """Sets the label shares after the operation (and, where it reads predictions, after the forward pass)."""
+
+    @abstractmethod
+    def __call__(self, recipe: Recipe, context: Context) -> Recipe:
+        """The recipe with other `label_share` or `loss_weight`."""

@@ -1,0 +1,93 @@
+"""Who is mixed with whom."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .checks import at_least
+from .random import permutation
+from .table import Table
+
+NONE = -1
+"""No candidate: the row stays unmixed."""
+
+
+class Pairing(ABC):
+    """Chooses K - 1 partners for every anchor of a batch."""
+
+    k: int = 2
+    """How many samples are mixed into one, the sample itself included."""
+    missing: int = 0
+    """How many rows had no candidate so far; they stayed unmixed."""
+
+    def prepare(self, table: Table | None, generator: torch.Generator) -> None:  # noqa: B027
+        """Called once, before training; pairings over the whole training set read the table here."""
+
+    def rows(self, index: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(B, K - 1) training rows to load as guests of the anchors `index` (B,); None: partners are in the batch."""
+        return None
+
+    @abstractmethod
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """(B, K) rows of the batch; column 0 is the sample itself. A row without candidates points at itself."""
+
+
+class InBatch(Pairing):
+    """Partners come from the batch itself."""
+
+    @abstractmethod
+    def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """(B, K - 1) rows of the batch; NONE where there is no candidate."""
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        own = torch.arange(len(batch), device=batch.device).unsqueeze(1)
+        partners = self.partners(batch, generator).to(batch.device)
+        self.missing += _count(partners)
+        return torch.cat((own, torch.where(partners == NONE, own, partners)), dim=1)
+
+
+class InTable(Pairing):
+    """Partners come from the whole training set; the sampler loads them behind the anchors as guests."""
+
+    @abstractmethod
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, K - 1) training rows for the anchors `index` (B,); NONE where there is no candidate."""
+
+    def rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        guests = self.draw(index, generator)
+        self.missing += _count(guests)
+        return torch.where(guests == NONE, index.to(guests.device).unsqueeze(1), guests)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        if batch.columns != self.k:
+            raise ValueError(
+                f"{type(self).__name__} draws partners from the whole training set, so the batch must bring "
+                f"{self.k - 1} guest(s) per sample; load it with omnimix.PartnerSampler or omnimix's own loop"
+            )
+        count = len(batch)
+        partner = torch.arange(count * self.k, device=batch.device).view(self.k, count).T
+        if batch.index is None:
+            return partner
+        rows = batch.index.view(self.k, count).T
+        return torch.where(rows == rows[:, :1], partner[:, :1], partner)
+
+
+def _count(partners: Tensor) -> int:
+    return int((partners == NONE).any(dim=1).sum()) if partners.device.type == "cpu" else 0
+
+
+class RandomPairing(InBatch):
+    """Each partner column is a uniform permutation of the batch; a sample may meet itself (Zhang et al. 2018).
+
+    k: how many samples are mixed into one, itself included.
+    """
+
+    def __init__(self, k: int = 2) -> None:
+        self.k = at_least("k", k, 2)
+
+    def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return torch.stack([permutation(len(batch), generator) for _ in range(self.k - 1)], dim=1)

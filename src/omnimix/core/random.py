@@ -1,0 +1,62 @@
+"""Draws from an explicit `torch.Generator`: nothing here reads or moves PyTorch's global random state."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+from .checks import positive
+
+_private = threading.local()
+
+
+def default_generator() -> torch.Generator:
+    """The generator used when the caller passes none: private, and seeded from `torch.initial_seed()`.
+
+    The global stream is never consumed. `torch.manual_seed(s)` with a new seed starts a new private stream, and a
+    DataLoader worker (whose initial seed PyTorch sets) gets its own, so scripts that seed once are reproducible.
+    """
+    seed = torch.initial_seed()
+    if getattr(_private, "seed", None) != seed:
+        _private.seed = seed
+        _private.generator = torch.Generator().manual_seed(seed)
+    generator: torch.Generator = _private.generator
+    return generator
+
+
+def resolve(generator: torch.Generator | None) -> torch.Generator:
+    """`generator`, or the private default one."""
+    return default_generator() if generator is None else generator
+
+
+def uniform(*size: int, generator: torch.Generator) -> Tensor:
+    """Float64 uniforms in [0, 1) on the generator's device."""
+    return torch.rand(*size, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def integers(high: int, *size: int, generator: torch.Generator) -> Tensor:
+    """Integers uniform in 0..high-1 on the generator's device."""
+    return torch.randint(high, size, generator=generator, device=generator.device)
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """A uniform permutation of 0..n-1; it may have fixed points."""
+    return torch.randperm(n, generator=generator, device=generator.device)
+
+
+def dirichlet(alpha: float, rows: int, k: int, generator: torch.Generator) -> Tensor:
+    """(rows, k) float64 draws from the symmetric Dirichlet(alpha); k = 2 is Beta(alpha, alpha).
+
+    Gamma variates are kept as logarithms, log G(a) = log G(a+1) + log(U)/a, so that a tiny alpha gives exact 0s and 1s
+    instead of 0/0.
+    """
+    positive("alpha", alpha)
+    if math.isinf(alpha):
+        return torch.full((rows, k), 1.0 / k, dtype=torch.float64, device=generator.device)
+    shape = torch.full((rows, k), float(alpha) + 1.0, dtype=torch.float64, device=generator.device)
+    gamma = torch._standard_gamma(shape, generator=generator)
+    boost = (1.0 - uniform(rows, k, generator=generator)).log() / alpha
+    return (gamma.log() + boost).softmax(dim=1)

@@ -1,0 +1,125 @@
+"""Who is mixed with whom and how much, and the mixed batch that carries it to the loss."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .criterion import per_sample, sample_weight
+from .tree import Tree
+
+Target: TypeAlias = Literal["two-part", "soft"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The mixing of one batch. B anchors, K samples mixed into one.
+
+    partner: (B, K) rows of the batch; column 0 is the sample itself. share: (B, K) what each contributes to the input.
+    label_share: (B, K) what each contributes to the label; None means `share`; it need not sum to 1. loss_weight: (B,)
+    or None. mask: (B or 1, 1, *spatial), 1 where the sample itself shows, for spatial operations. place: "input" or the
+    name of the tap where the mixing happened. A row whose partners are all itself is not mixed.
+    """
+
+    partner: Tensor
+    share: Tensor
+    label_share: Tensor = None  # type: ignore[assignment]  # set to share below
+    loss_weight: Tensor | None = None
+    mask: Tensor | None = None
+    place: str = "input"
+
+    def __post_init__(self) -> None:
+        if self.partner.ndim != 2 or self.share.shape != self.partner.shape:
+            raise ValueError(
+                f"partner and share must both be (B, K), got {tuple(self.partner.shape)} and {tuple(self.share.shape)}"
+            )
+        if self.label_share is None:
+            object.__setattr__(self, "label_share", self.share)
+
+    def with_share(self, share: Tensor, mask: Tensor | None = None) -> Recipe:
+        """The recipe that an operation really applied: inputs and labels both follow `share`."""
+        return replace(self, share=share, label_share=share, mask=mask)
+
+    @property
+    def unmixed(self) -> Tensor:
+        """(B,) True where a row has no partner but itself."""
+        return (self.partner == self.partner[:, :1]).all(dim=1)
+
+    @property
+    def lam(self) -> Tensor:
+        """(B,) the share of the sample itself in its input."""
+        return self.share[:, 0]
+
+
+def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
+    """sum_k label_share[:, k] * target[partner[:, k]] for real-valued targets (R, ...); returns (B, ...)."""
+    if not target.is_floating_point():
+        raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
+    share = recipe.label_share.to(target.dtype)
+    return sum_of(rowwise(share[:, k], target) * target[recipe.partner[:, k]] for k in range(share.shape[1]))
+
+
+def rowwise(value: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to multiply a (B, ...) tensor row by row."""
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of equal shape."""
+    return functools.reduce(torch.add, parts)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mixed batch: `x` (B, ...), the targets `y` of all rows (not mixed), and the `recipe` that joins them."""
+
+    x: Tree
+    y: Tensor
+    recipe: Recipe
+
+    def soft_target(self, num_classes: int | None = None) -> Tensor:
+        """The mixed target: (B, num_classes) for class ids, (B, ...) for real-valued targets."""
+        if self.y.is_floating_point():
+            return mix_labels(self.y, self.recipe)
+        if num_classes is None:
+            raise ValueError("y holds class ids: soft_target needs num_classes")
+        return mix_labels(one_hot(self.y, num_classes), self.recipe)
+
+    def loss(self, criterion: Callable[..., Any], output: Tensor, target: Target | None = None) -> Tensor:
+        """The mixed loss of the batch, a scalar.
+
+        criterion: an `nn.Module` loss or a function such as `F.cross_entropy`; it is evaluated per sample. target:
+        "two-part" weighs the losses against each label, sum_k share_k * criterion(output, y_k); "soft" takes the loss
+        against the mixed target. For losses linear in the target (cross-entropy, BCE with logits) both are equal; for
+        squared error they differ by lam (1 - lam) (y_a - y_b)^2. Default: soft for real-valued y, two-part for class
+        ids. ValueError if the criterion gives one number for the whole batch.
+        """
+        target = target or ("soft" if self.y.is_floating_point() else "two-part")
+        recipe, scale = self.recipe, torch.tensor(float(len(self.recipe.partner)), device=output.device)
+        if target == "soft":
+            losses = per_sample(criterion, output, self.soft_target(output.shape[1] if output.ndim > 1 else None))
+        elif target == "two-part":
+            share = recipe.label_share.to(output.dtype)
+            labels = [self.y[recipe.partner[:, k]] for k in range(share.shape[1])]
+            losses = sum_of(share[:, k] * per_sample(criterion, output, y) for k, y in enumerate(labels))
+            weights = [sample_weight(criterion, y) for y in labels]
+            if any(w is not None for w in weights):
+                scale = sum_of(share[:, k] * (1.0 if w is None else w) for k, w in enumerate(weights)).sum()
+        else:
+            raise ValueError(f"target must be 'two-part' or 'soft', got {target!r}")
+        if recipe.loss_weight is not None:
+            losses = losses * recipe.loss_weight
+        return losses.sum() / scale
+
+
+def one_hot(y: Tensor, num_classes: int) -> Tensor:
+    """Class ids (R,) or (R, H, W) to floats (R, num_classes) or (R, num_classes, H, W); ValueError if out of range."""
+    if y.is_floating_point():
+        raise ValueError(f"class ids must be integers, got {y.dtype}")
+    out = torch.zeros(y.shape[0], num_classes, *y.shape[1:], device=y.device)
+    return out.scatter_(1, y.long().unsqueeze(1), 1.0)

@@ -1,0 +1,5 @@
+"""What a mixed batch is trained for."""
+
+from .erm import ERM
+
+__all__ = ["ERM"]

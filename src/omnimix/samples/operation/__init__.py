@@ -1,0 +1,5 @@
+"""How two samples become one."""
+
+from .mixup import Mixup, mixup
+
+__all__ = ["Mixup", "mixup"]
