@@ -5,6 +5,10 @@ from .core.batch import Batch
 from .core.combine import Alternate, Choose, Until
 from .core.loader import partner_loader
 from .core.method import Method, Mix
+from .core.objective import MixedLoss
+from .core.operation import Interpolate
+from .core.pairing import RandomPairing
+from .core.ratio import Beta, Constant
 from .core.recipe import Mixed, Recipe
 from .core.registry import create, methods, register
 from .core.split import Split, split
@@ -19,13 +23,18 @@ __all__ = [
     "ERM",
     "Alternate",
     "Batch",
+    "Beta",
     "Choose",
     "Classification",
+    "Constant",
+    "Interpolate",
     "Method",
     "Mix",
     "Mixed",
+    "MixedLoss",
     "Mixup",
     "MultiLabel",
+    "RandomPairing",
     "Recipe",
     "Regression",
     "Split",

@@ -29,12 +29,9 @@ class _PartnerSampler(Sampler[list[int]]):
         return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for index in (
-            permutation(self.size, self.generator)
-            .cpu()
-            .tensor_split(range(self.batch_size, self.size, self.batch_size))[: len(self)]
-        ):
-            anchors, guests = self.method.rows(index)
+        order = permutation(self.size, self.generator).cpu()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            anchors, guests = self.method.rows(order[start : start + self.batch_size])
             chosen = anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))
             rows = _Rows(chosen.tolist())
             rows.anchors = len(anchors)

@@ -243,6 +243,7 @@ class Mix(Method):
         return cast(Tensor, output), applied[0]
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        self._given()
         batch = Batch.of(batch)
         recipe = self.recipe(batch) if model.training else None
         if recipe is None:

@@ -66,7 +66,7 @@ class InTable(Pairing):
         if batch.columns != self.k:
             raise ValueError(
                 f"{type(self).__name__} draws partners from the whole training set, so the batch must bring "
-                f"{self.k - 1} guest(s) per sample; load it with omnimix.PartnerSampler or omnimix's own loop"
+                f"{self.k - 1} guest(s) per sample; load it with omnimix.partner_loader(dataset, method, batch_size)"
             )
         count = len(batch)
         partner = torch.arange(count * self.k, device=batch.device).view(self.k, count).T

@@ -46,7 +46,8 @@ class Split:
 
     head: the name of the last module (its input is the feature); None guesses: "fc", "head", "classifier", else the
     last linear layer. taps: names of modules whose output may be mixed; None takes `model.taps` where the network
-    declares them, else after its first two stages or activations. Names are those of `model.named_modules()`; ValueError for others.
+    declares them, else after its first two stages or activations. Names are those of `model.named_modules()`;
+    ValueError for others.
     """
 
     def __init__(self, model: nn.Module, head: str | None = None, taps: tuple[str, ...] | None = None) -> None:
