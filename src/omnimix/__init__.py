@@ -14,6 +14,7 @@ from .core.registry import create, methods, register
 from .core.split import Split, split
 from .core.table import Table
 from .core.task import Classification, MultiLabel, Regression, Task
+from .integrations.collate import collate
 from .samples.objective import ERM
 from .samples.operation import Mixup, mixup
 
@@ -41,6 +42,7 @@ __all__ = [
     "Table",
     "Task",
     "Until",
+    "collate",
     "create",
     "methods",
     "mixup",

@@ -1,0 +1,164 @@
+"""What a comparison holds equal for all methods: the split, the preparation, the budget, the network, the selection.
+
+A protocol is data. `PROTOCOLS[name]` holds one for a data set by its name, or for "table" and "image" in general.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.task import Classification
+from ..data import Source
+from ..train import Budget, Splits
+
+Scale = Literal["standard", "min-max of all rows", "none"]
+Sizes = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """sizes: training, validation and test rows, as shares that sum to 1 or as counts. official: use the data set's own
+    test rows (and validation rows) where it has them. scale: of the inputs, by training rows unless it says otherwise.
+    standardise_target: train regression on standardised targets (metrics are in raw units always). methods: parameters
+    of methods that differ from their own defaults; those that a user types come before both.
+    """
+
+    name: str
+    source: str
+    network: str
+    budget: Budget
+    sizes: Sizes = (0.6, 0.2, 0.2)
+    official: bool = True
+    scale: Scale = "standard"
+    standardise_target: bool = True
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """All that it holds equal, as JSON; what it says of single methods is left out."""
+        return {name: value for name, value in asdict(self).items() if name not in ("methods", "source")}
+
+
+_TABLE = Protocol(
+    "default",
+    "omnimix: 60/20/20 by seed, MLP 128-128, Adam, best validation loss",
+    "mlp",
+    Budget(epochs=100, batch_size=32, lr=1e-3, drop_last=False),
+)
+_IMAGE = Protocol(
+    "default",
+    "omnimix: official test rows where there are some, small CNN, Adam with a cosine schedule, last epoch",
+    "small-cnn",
+    Budget(epochs=30, batch_size=128, lr=1e-3, schedule="cosine", select="last"),
+    sizes=(0.8, 0.1, 0.1),
+)
+_DIGITS = Protocol(
+    "default",
+    "the pilot of the mixup card: 400 training rows, MLP 64-256-256-10, 200 epochs, last epoch",
+    "mlp:activation=relu:hidden=256+256",
+    Budget(epochs=200, batch_size=50, lr=1e-3, select="last"),
+    sizes=(400, 397, 1000),
+    scale="none",
+)
+
+
+def _c_mixup(batch_size: int, sizes: Sizes, mixing: Mapping[str, Any]) -> Protocol:
+    return Protocol(
+        "c-mixup",
+        "C-Mixup, NeurIPS 2022: its code's splits, scaling, network, optimiser and settings",
+        "mlp",
+        Budget(epochs=100, batch_size=batch_size, lr=1e-2),
+        sizes=sizes,
+        official=False,
+        scale="min-max of all rows",
+        standardise_target=False,
+        methods={
+            "mixup": {"alpha": 2},
+            "manifold-mixup": {"alpha": 2, "taps": ("block1",)},
+            "c-mixup": {"alpha": 2, **mixing},
+        },
+    )
+
+
+PROTOCOLS: dict[str, dict[str, Protocol]] = {
+    "default": {"table": _TABLE, "image": _IMAGE, "digits": _DIGITS},
+    "c-mixup": {
+        "airfoil": _c_mixup(16, (1003, 300, 200), {"bandwidth": 1.75, "taps": ("block1",)}),
+        "no2": _c_mixup(32, (200, 200, 100), {"bandwidth": 1.2}),
+    },
+}
+
+
+def choose(name: str, source: Source) -> Protocol:
+    """The protocol `name` for this data set; ValueError if there is none."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"there is no protocol {name!r}; there are: {', '.join(PROTOCOLS)}")
+    known = PROTOCOLS[name]
+    if source.name in known:
+        return known[source.name]
+    if source.kind in known:
+        return known[source.kind]
+    raise ValueError(
+        f"the protocol {name!r} is defined for {', '.join(known)}, not for {source.name!r}; use --protocol default"
+    )
+
+
+def adjust(
+    protocol: Protocol,
+    *,
+    net: str | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+) -> Protocol:
+    """The protocol with what the user asked for in place of its own."""
+    asked = {"epochs": epochs, "batch_size": batch, "lr": lr}
+    budget = replace(protocol.budget, **{name: value for name, value in asked.items() if value is not None})
+    return replace(protocol, budget=budget, network=net or protocol.network)
+
+
+def split(protocol: Protocol, source: Source, seed: int) -> Splits:
+    """Training, validation and test rows of a seed: shuffled, for classes in equal proportions."""
+    generator = torch.Generator().manual_seed(seed)
+    official = source.official if protocol.official else None
+    if not official:
+        train, valid, test = _cut(protocol.sizes, _shuffled(torch.arange(len(source)), source, generator), protocol.name)
+        return Splits(train, valid, test)
+    rows = _shuffled(official["train"], source, generator)
+    if "valid" in official:
+        return Splits(rows, official["valid"], official["test"])
+    share = protocol.sizes[1] / (protocol.sizes[0] + protocol.sizes[1])
+    train, valid, _ = _cut((1 - share, share, 0), rows, protocol.name)
+    return Splits(train, valid, official["test"])
+
+
+def _shuffled(rows: Tensor, source: Source, generator: torch.Generator) -> Tensor:
+    """`rows` in random order; for classification such that every stretch holds the classes in equal proportions."""
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    if not isinstance(source.task, Classification) or source.y.ndim > 1:
+        return rows
+    _, label, counts = source.y[rows].unique(return_inverse=True, return_counts=True)
+    order = label.argsort(stable=True)
+    rank = torch.empty(len(rows), dtype=torch.float64)
+    first = counts.cumsum(0) - counts
+    rank[order] = (torch.arange(len(rows)) - first[label[order]]).double()
+    jitter = torch.rand(len(counts), generator=generator, dtype=torch.float64)
+    return rows[((rank + jitter[label]) / counts[label]).argsort(stable=True)]
+
+
+def _cut(sizes: Sizes, rows: Tensor, name: str) -> list[Tensor]:
+    count = len(rows)
+    if max(sizes) > 1:
+        wanted = [int(size) for size in sizes]
+        if sum(wanted) > count:
+            raise ValueError(f"the protocol {name!r} needs {sum(wanted)} rows ({sizes}), the data has {count}")
+    else:
+        wanted = [round(sizes[0] * count), round(sizes[1] * count)]
+        wanted.append(count - sum(wanted) if sizes[2] else 0)
+        if any(size > 0 and got < 2 for size, got in zip(sizes, wanted, strict=True)):
+            raise ValueError(f"{count} rows are too few to split into {sizes}; 10 or more are needed")
+    return [part.sort().values for part in rows[: sum(wanted)].split(wanted)]

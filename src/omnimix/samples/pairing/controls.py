@@ -1,0 +1,167 @@
+"""Controls for methods that choose partners: train on the chosen samples without mixing them.
+
+    pairs without mixing:  loss = mean_i sum_k loss(f(x_ik), y_ik) / K          (K times the samples of a plain step)
+    resampling only:       loss = mean_i loss(f(x_ik), y_ik), k uniform in 1..K (as many samples as a plain step)
+    resampled first:       the first sample of every pair comes from a uniform class, domain, or cell of both
+
+A gain that the controls share is one of resampling, not of mixing. Cost: K, 1, and that of the method resampled.
+Source: Teney, Wang, Abbasnejad, "Selective Mixup Helps with Distribution Shifts, But Not (Only) because of Mixup", ICML
+2024, arXiv 2305.16817.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ...core.batch import Batch
+from ...core.checks import one_of
+from ...core.method import Method, Mix, Setup
+from ...core.pairing import InTable, Pairing, RandomPairing
+from ...core.random import integers, uniform
+from ...core.ratio import Constant
+from ...core.recipe import Recipe
+from ...core.registry import create, register
+from ...core.tree import tree_map
+from .effective import groups
+
+Control: TypeAlias = Literal["pairs", "resampling"]
+By: TypeAlias = Literal["class", "domain", "cell"]
+COLUMNS: dict[By, tuple[str, ...]] = {"class": ("label",), "domain": ("domain",), "cell": ("label", "domain")}
+
+
+class PairsWithoutMixing(Mix):
+    """The pairs of any pairing, both samples trained on as they are, in one forward pass with weight 1/K each."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        super().__init__(pairing, Constant(1 / pairing.k))
+
+    def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
+        losses = self.task.losses(model(batch.x), batch.y)
+        return losses[recipe.partner].mean()
+
+
+class ResamplingOnly(Mix):
+    """Every sample replaced by one of its pair, drawn uniformly, itself included; plain loss."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        super().__init__(pairing)
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        guests = self.pairing.rows(index, self.generator)
+        if guests is None:
+            return index, None
+        return self._one(torch.cat((index.unsqueeze(1).to(guests.device), guests), dim=1)), None
+
+    def recipe(self, batch: Batch) -> Recipe | None:
+        """None: no step mixes."""
+        return None
+
+    def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if model.training and not isinstance(self.pairing, InTable):
+            chosen = self._one(self.pairing(batch, self.generator))
+            return self.task.losses(model(tree_map(lambda t: t[chosen], batch.x)), batch.y[chosen]).mean()
+        return super().plain_loss(model, batch)
+
+    def _one(self, rows: Tensor) -> Tensor:
+        """One of the columns of (B, K) for each row; the first where the method would not mix."""
+        column = integers(rows.shape[1], len(rows), 1, generator=self.generator)
+        if self.probability < 1:
+            column = column * (uniform(len(rows), 1, generator=self.generator) < self.probability)
+        return rows.gather(1, column.to(rows.device)).squeeze(1)
+
+
+def controls(method: Method) -> dict[Control, Method]:
+    """The controls of a method whose pairing selects, by name; ValueError for methods that pair at random or not."""
+    if not isinstance(method, Mix) or isinstance(method.pairing, RandomPairing):
+        raise ValueError(f"{type(method).__name__} does not select partners, so there is nothing to control for")
+    pairs = PairsWithoutMixing(copy.deepcopy(method.pairing))
+    resampling = ResamplingOnly(copy.deepcopy(method.pairing))
+    for control in (pairs, resampling):
+        control.needs, control.probability = method.needs, method.probability
+    return {"pairs": pairs, "resampling": resampling}
+
+
+class Resampled(Method):
+    """Any method, its samples drawn so that classes, domains, or cells of both are equally frequent.
+
+    by: "class", "domain" or "cell". method: default ERM. Every batch is drawn anew, with replacement, so the caller
+    must load the rows that `rows` names (as `partner_loader` does). ValueError otherwise.
+    """
+
+    def __init__(self, by: By = "class", method: Method | None = None) -> None:
+        self.by = one_of("by", by, tuple(COLUMNS))
+        self.method = Method() if method is None else method
+        self.needs = tuple(dict.fromkeys((*COLUMNS[by], *self.method.needs)))
+        self._asked = False
+
+    def on_setup(self, given: Setup) -> None:
+        self._asked = False
+        columns = [groups(given.table, name).cpu() for name in COLUMNS[self.by]]
+        cell = torch.stack(columns).unique(dim=1, return_inverse=True)[1]
+        self._order, self._size = torch.argsort(cell, stable=True), cell.bincount()
+        self._start = self._size.cumsum(0) - self._size
+        self.method.setup(
+            given.model,
+            given.task,
+            given.table,
+            validation=given.validation,
+            steps=given.steps,
+            split=given.split,
+            generator=self.generator,
+        )
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._asked = True
+        cell = integers(len(self._size), len(index), generator=self.generator).cpu()
+        rank = (uniform(len(index), generator=self.generator).cpu() * self._size[cell]).long()
+        return self.method.rows(self._order[self._start[cell] + rank].to(index.device))
+
+    def _loaded(self, model: nn.Module) -> Method:
+        if model.training and not self._asked:
+            raise ValueError(
+                "resampling chooses the rows of every batch: load the rows that method.rows(index) returns, "
+                "for example with omnimix.partner_loader"
+            )
+        return self.method
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        return self._loaded(model).loss(model, batch, **streams)
+
+    def step(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, *args: Any, **kw: Any) -> Tensor:
+        return self._loaded(model).step(model, batch, optimizer, *args, **kw)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.method.after_step()
+
+    def after_epoch(self) -> None:
+        self.method.after_epoch()
+
+    def predict(self, model: nn.Module, x: Any) -> Tensor:
+        return self.method.predict(model, x)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.method.load_state_dict(state["method"])
+
+
+@register(
+    "resampling",
+    paper="Selective Mixup Helps with Distribution Shifts, But Not (Only) because of Mixup, ICML 2024, "
+    "arXiv 2305.16817",
+    tasks=("classification",),
+)
+def resampling(by: By = "class", method: str = "erm") -> Method:
+    """Batches in which classes, domains, or cells of both are equally frequent.
+
+    by: "class", "domain" or "cell". method: the name of the method that trains on them, with its defaults.
+    """
+    return Resampled(by, create(method))
