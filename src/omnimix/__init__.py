@@ -15,8 +15,21 @@ from .core.split import Split, split
 from .core.table import Table
 from .core.task import Classification, MultiLabel, Regression, Task
 from .integrations.collate import collate
-from .samples.objective import ERM
-from .samples.operation import Mixup, mixup
+from .samples.objective import ERM, Decoupled, DecoupledMixup, RegMixup, decoupled_loss, regmixup
+from .samples.operation import (
+    CutBox,
+    CutMix,
+    FMix,
+    FourierMask,
+    ManifoldMixup,
+    Mixup,
+    cutmix,
+    fmix,
+    manifold_mixup,
+    mixup,
+)
+from .samples.pairing import CMixup, Criterion, LabelKernel, SelectiveMixup, c_mixup, controls
+from .samples.ratio import EarlyStopped, MidpointMixup, midpoint_mixup
 
 __version__ = "0.1.0"
 
@@ -25,11 +38,23 @@ __all__ = [
     "Alternate",
     "Batch",
     "Beta",
+    "CMixup",
     "Choose",
     "Classification",
     "Constant",
+    "Criterion",
+    "CutBox",
+    "CutMix",
+    "Decoupled",
+    "DecoupledMixup",
+    "EarlyStopped",
+    "FMix",
+    "FourierMask",
     "Interpolate",
+    "LabelKernel",
+    "ManifoldMixup",
     "Method",
+    "MidpointMixup",
     "Mix",
     "Mixed",
     "MixedLoss",
@@ -37,16 +62,26 @@ __all__ = [
     "MultiLabel",
     "RandomPairing",
     "Recipe",
+    "RegMixup",
     "Regression",
+    "SelectiveMixup",
     "Split",
     "Table",
     "Task",
     "Until",
+    "c_mixup",
     "collate",
+    "controls",
     "create",
+    "cutmix",
+    "decoupled_loss",
+    "fmix",
+    "manifold_mixup",
     "methods",
+    "midpoint_mixup",
     "mixup",
     "partner_loader",
     "register",
+    "regmixup",
     "split",
 ]

@@ -5,25 +5,38 @@ A protocol is data. `PROTOCOLS[name]` holds one for a data set by its name, or f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.task import Classification
-from ..data import Source
-from ..train import Budget, Splits
+from ..data.noise import flip_labels
+from ..data.scale import Kind, Scaler
+from ..data.source import Source
+from ..train.budget import Budget
+from ..train.parts import Data, Part
 
-Scale = Literal["standard", "min-max of all rows", "none"]
 Sizes = tuple[float, float, float]
+IN_MEMORY = 2**28
+"""Images of a part that take more bytes than this as floats are converted batch by batch."""
+
+
+class Splits(NamedTuple):
+    """Rows of the source."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
 class Protocol:
     """sizes: training, validation and test rows, as shares that sum to 1 or as counts. official: use the data set's own
-    test rows (and validation rows) where it has them. scale: of the inputs, by training rows unless it says otherwise.
+    test rows (and validation rows) where it has them. scale: of the inputs, with parameters from `scale_by`.
     standardise_target: train regression on standardised targets (metrics are in raw units always). methods: parameters
     of methods that differ from their own defaults; those that a user types come before both.
     """
@@ -34,7 +47,8 @@ class Protocol:
     budget: Budget
     sizes: Sizes = (0.6, 0.2, 0.2)
     official: bool = True
-    scale: Scale = "standard"
+    scale: Kind = "standard"
+    scale_by: Literal["training rows", "all rows"] = "training rows"
     standardise_target: bool = True
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -74,7 +88,8 @@ def _c_mixup(batch_size: int, sizes: Sizes, mixing: Mapping[str, Any]) -> Protoc
         Budget(epochs=100, batch_size=batch_size, lr=1e-2),
         sizes=sizes,
         official=False,
-        scale="min-max of all rows",
+        scale="minmax",
+        scale_by="all rows",
         standardise_target=False,
         methods={
             "mixup": {"alpha": 2},
@@ -87,7 +102,7 @@ def _c_mixup(batch_size: int, sizes: Sizes, mixing: Mapping[str, Any]) -> Protoc
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "default": {"table": _TABLE, "image": _IMAGE, "digits": _DIGITS},
     "c-mixup": {
-        "airfoil": _c_mixup(16, (1003, 300, 200), {"bandwidth": 1.75, "taps": ("block1",)}),
+        "airfoil": _c_mixup(16, (1003, 300, 200), {"bandwidth": 1.75, "place": "block1"}),
         "no2": _c_mixup(32, (200, 200, 100), {"bandwidth": 1.2}),
     },
 }
@@ -116,7 +131,7 @@ def adjust(
     lr: float | None = None,
 ) -> Protocol:
     """The protocol with what the user asked for in place of its own."""
-    asked = {"epochs": epochs, "batch_size": batch, "lr": lr}
+    asked: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": lr}
     budget = replace(protocol.budget, **{name: value for name, value in asked.items() if value is not None})
     return replace(protocol, budget=budget, network=net or protocol.network)
 
@@ -126,7 +141,9 @@ def split(protocol: Protocol, source: Source, seed: int) -> Splits:
     generator = torch.Generator().manual_seed(seed)
     official = source.official if protocol.official else None
     if not official:
-        train, valid, test = _cut(protocol.sizes, _shuffled(torch.arange(len(source)), source, generator), protocol.name)
+        train, valid, test = _cut(
+            protocol.sizes, _shuffled(torch.arange(len(source)), source, generator), protocol.name
+        )
         return Splits(train, valid, test)
     rows = _shuffled(official["train"], source, generator)
     if "valid" in official:
@@ -141,7 +158,7 @@ def _shuffled(rows: Tensor, source: Source, generator: torch.Generator) -> Tenso
     rows = rows[torch.randperm(len(rows), generator=generator)]
     if not isinstance(source.task, Classification) or source.y.ndim > 1:
         return rows
-    _, label, counts = source.y[rows].unique(return_inverse=True, return_counts=True)
+    _, label, counts = torch.unique(source.y[rows], return_inverse=True, return_counts=True)
     order = label.argsort(stable=True)
     rank = torch.empty(len(rows), dtype=torch.float64)
     first = counts.cumsum(0) - counts
@@ -161,4 +178,45 @@ def _cut(sizes: Sizes, rows: Tensor, name: str) -> list[Tensor]:
         wanted.append(count - sum(wanted) if sizes[2] else 0)
         if any(size > 0 and got < 2 for size, got in zip(sizes, wanted, strict=True)):
             raise ValueError(f"{count} rows are too few to split into {sizes}; 10 or more are needed")
-    return [part.sort().values for part in rows[: sum(wanted)].split(wanted)]
+    return [part.sort().values for part in torch.split(rows[: sum(wanted)], wanted)]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Rows of a source that are decoded and scaled when they are asked for."""
+
+    source: Source
+    rows: Tensor
+    scaler: Scaler
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.scaler(self.source.take(self.rows[index.cpu()])).to(index.device)
+
+
+def prepare(protocol: Protocol, source: Source, splits: Splits, label_noise: float = 0.0, noise_seed: int = 0) -> Data:
+    """What one run trains and is scored on. label_noise: the share of training and of validation labels replaced."""
+    scaler = source.scaler(
+        splits.train if protocol.scale_by == "training rows" else torch.arange(len(source)), protocol.scale
+    )
+    y, scale = source.y, None
+    if source.task.name == "regression" and protocol.standardise_target:
+        offset, spread = y[splits.train].mean(0), y[splits.train].std(0)
+        spread = torch.where(spread > 0, spread, 1.0)
+        y, scale = (y - offset) / spread, (offset, spread)
+    generator = torch.Generator().manual_seed(noise_seed)
+
+    def part(rows: Tensor, noise: float) -> Part | None:
+        if not len(rows):
+            return None
+        labels = flip_labels(y[rows], source.task.outputs, noise, generator)[0] if noise else y[rows]
+        domain = None if source.domain is None else source.domain[rows]
+        lazy = Scaled(source, rows, scaler)
+        small = source.kind == "table" or len(rows) * math.prod(source.input_shape) * 4 <= IN_MEMORY
+        return Part(scaler(source.take(rows)) if small else lazy, labels, domain)
+
+    train = part(splits.train, label_noise)
+    assert train is not None
+    return Data(train, part(splits.valid, label_noise), part(splits.test, 0.0), source.task, scale)

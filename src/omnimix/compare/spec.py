@@ -137,12 +137,12 @@ def parse_seeds(text: str | int | Sequence[int]) -> tuple[int, ...]:
 
 
 class Settings(BaseModel):
-    """Everything that a comparison is asked for. None: what the protocol says."""
+    """Everything that a comparison is asked for. None: what the protocol says; no methods: the task's usual ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(min_length=1)
-    methods: tuple[str, ...] = ("erm", "mixup")
+    methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     protocol: str = "default"
     baseline: str | None = None
@@ -160,6 +160,10 @@ class Settings(BaseModel):
     @property
     def specs(self) -> tuple[Spec, ...]:
         return parse_specs(self.methods)
+
+    def with_methods(self, usual: Sequence[str]) -> Settings:
+        """Itself, with `usual` where no methods were asked for."""
+        return self if self.methods else self.model_copy(update={"methods": tuple(usual)})
 
     @property
     def baseline_spec(self) -> Spec:
@@ -182,7 +186,8 @@ def settings(**given: Any) -> Settings:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, f['loc']))} = {f['input']!r}: {f['msg']}" for f in error.errors())
         raise ValueError("; ".join(faults)) from None
-    _ = checked.baseline_spec
+    if checked.methods:
+        _ = checked.baseline_spec
     return checked
 
 

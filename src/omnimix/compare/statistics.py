@@ -2,9 +2,10 @@
 
 Intervals are expanded percentile bootstrap intervals (Hesterberg, "What teachers should know about the bootstrap",
 The American Statistician 2015): the plain percentile interval is too short for few seeds, so its tails are taken at
-the level whose normal quantile is t * sqrt(n / (n - 1)). For 2 or 3 seeds they reach from the smallest to the largest value.
-The test is the paired t-test: rank and sign-flip tests cannot give less than 2 / 2^n (0.0625 for 5 seeds). All of this
-speaks about repetition with other seeds (splits, initial weights, draws) on the same data, not about other data.
+the level whose normal quantile is t * sqrt(n / (n - 1)). For 2 or 3 seeds they reach from the smallest value to the
+largest. The test is the paired t-test: rank and sign-flip tests cannot give less than 2 / 2^n (0.0625 for 5 seeds).
+All of this speaks about repetition with other seeds (splits, initial weights, draws) on the same data, not about other
+data.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """Holm's step-down correction over the tests that there are (None stays None)."""
     ordered = sorted((value, name) for name, value in p.items() if value is not None)
-    corrected: dict[str, float | None] = {name: None for name in p}
+    corrected: dict[str, float | None] = dict.fromkeys(p)
     running = 0.0
     for rank, (value, name) in enumerate(ordered):
         running = max(running, min(1.0, (len(ordered) - rank) * value))
@@ -88,7 +89,7 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     return corrected
 
 
-Runs = Mapping[str, Mapping[int, Mapping[str, float]]]
+Runs = Mapping[str, Mapping[int, Mapping[str, float | None]]]
 """method -> seed -> metric -> value."""
 
 
@@ -118,7 +119,7 @@ def summarise(
     summaries = []
     for method, seeds in runs.items():
         names = dict.fromkeys(name for metrics in seeds.values() for name in metrics)
-        columns = {name: [m[name] for m in seeds.values() if m.get(name) is not None] for name in names}
+        columns = {name: [v for m in seeds.values() if (v := m.get(name)) is not None] for name in names}
         mine = differences[method]
         raw = {name: paired_p(values) for name, values in mine.items()}
         summaries.append(

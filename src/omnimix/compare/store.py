@@ -110,7 +110,9 @@ class Store:
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._db.execute(f"PRAGMA user_version = {SCHEMA}")
             elif mark != _APPLICATION:
-                raise StoreError(f"{self.path}: this SQLite file is not a result store of omnimix; choose another --out")
+                raise StoreError(
+                    f"{self.path}: this SQLite file is not a result store of omnimix; choose another --out"
+                )
             elif schema != SCHEMA:
                 raise StoreError(
                     f"{self.path}: the store has schema {schema}, this omnimix reads {SCHEMA}; "
@@ -125,7 +127,9 @@ class Store:
     def add(self, entry: Run | Failure) -> bool:
         """Write a run or a failure; False if a run with this key is there already (it stays)."""
         table = "runs" if isinstance(entry, Run) else "failures"
-        row = {name: json.dumps(value, allow_nan=False) if name in _JSON else value for name, value in vars(entry).items()}
+        row = {
+            name: json.dumps(value, allow_nan=False) if name in _JSON else value for name, value in vars(entry).items()
+        }
         columns, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
         once = " ON CONFLICT (key) DO NOTHING" if table == "runs" else ""
         try:
@@ -150,6 +154,11 @@ class Store:
         return self._db.execute(
             f"SELECT * FROM {table} WHERE key IN (SELECT value FROM json_each(?))", (wanted,)
         ).fetchall()
+
+    def foreign(self, data: str, code: str) -> int:
+        """How many runs on these data were made by other code."""
+        query = "SELECT count(*) FROM runs WHERE data = ? AND code <> ?"
+        return int(self._db.execute(query, (data, code)).fetchone()[0])
 
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM runs").fetchone()[0])

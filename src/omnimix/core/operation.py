@@ -39,12 +39,21 @@ def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
     require_float(x)
     share, partner = recipe.share.to(x.device, x.dtype), recipe.partner.to(x.device)
     if share.shape[1] == 2:
-        own = x[: len(partner)]
-        return torch.lerp(x[partner[:, 1]], own, rowwise(share[:, 0], own))
+        return blend(x, partner[:, 1], rowwise(share[:, 0], x))
     mixed = rowwise(share[:, 0], x) * x[partner[:, 0]]
     for k in range(1, share.shape[1]):
         mixed = torch.addcmul(mixed, rowwise(share[:, k], x), x[partner[:, k]])
     return mixed
+
+
+def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """weight * x_i + (1 - weight) * x_partner(i); weights 1 and 0 return own and partner's values bit for bit.
+
+    x: (R, ...). partner: (B,) rows. weight: numbers or a mask in [0, 1], of x's type, that broadcast to (B, ...).
+    """
+    # The gathered rows are written over: one allocation. index_select is faster but forgets the memory format.
+    guest = x.index_select(0, partner) if x.is_contiguous() else x[partner]
+    return guest.lerp_(x[: len(partner)], weight)
 
 
 def require_float(x: Tensor) -> None:
@@ -54,3 +63,20 @@ def require_float(x: Tensor) -> None:
             f"inputs must be floating point to be mixed, got {x.dtype}; convert and normalise images first, "
             "mix token ids at the embedding (a hidden tap)"
         )
+
+
+def spatial_size(x: Tree, recipe: Recipe) -> tuple[int, ...]:
+    """The sizes of the last 1 to 3 axes of x (R, C, *spatial), for operations that mix two samples by a mask.
+
+    ValueError for trees, integers, tables (R, F) and recipes of more than two samples.
+    """
+    if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            "a masking mix needs one tensor (B, channels, *spatial) with 1 to 3 spatial axes, such as images "
+            f"(B, C, H, W), got {got}; mix tables and trees with mixup"
+        )
+    require_float(x)
+    if recipe.share.shape[1] != 2:
+        raise ValueError(f"a masking mix joins two samples, got k = {recipe.share.shape[1]}; use mixup for more")
+    return tuple(x.shape[2:])

@@ -35,6 +35,14 @@ class Pairing(ABC):
     def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """(B, K) rows of the batch; column 0 is the sample itself. A row without candidates points at itself."""
 
+    def fill(self, partners: Tensor, own: Tensor) -> Tensor:
+        """`partners` (B, K - 1) with `own` (B, 1) where there is no candidate; such rows are counted on the CPU."""
+        if partners.device.type == "cpu":
+            if int(partners.min()) != NONE:
+                return partners
+            self.missing += int((partners == NONE).any(dim=1).sum())
+        return torch.where(partners == NONE, own, partners)
+
 
 class InBatch(Pairing):
     """Partners come from the batch itself."""
@@ -46,8 +54,7 @@ class InBatch(Pairing):
     def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
         own = torch.arange(len(batch), device=batch.device).unsqueeze(1)
         partners = self.partners(batch, generator).to(batch.device)
-        self.missing += _count(partners)
-        return torch.cat((own, torch.where(partners == NONE, own, partners)), dim=1)
+        return torch.cat((own, self.fill(partners, own)), dim=1)
 
 
 class InTable(Pairing):
@@ -59,8 +66,7 @@ class InTable(Pairing):
 
     def rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
         guests = self.draw(index, generator)
-        self.missing += _count(guests)
-        return torch.where(guests == NONE, index.to(guests.device).unsqueeze(1), guests)
+        return self.fill(guests, index.to(guests.device).unsqueeze(1))
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.columns != self.k:
@@ -74,10 +80,6 @@ class InTable(Pairing):
             return partner
         rows = batch.index.view(self.k, count).T
         return torch.where(rows == rows[:, :1], partner[:, :1], partner)
-
-
-def _count(partners: Tensor) -> int:
-    return int((partners == NONE).any(dim=1).sum()) if partners.device.type == "cpu" else 0
 
 
 class RandomPairing(InBatch):

@@ -56,8 +56,10 @@ class Constant(Ratio):
 
 def complete(share: Tensor) -> Tensor:
     """Float32 shares; with k = 2 the second is exactly 1 - the first after rounding."""
-    share = share.float()
-    return torch.stack((share[:, 0], 1.0 - share[:, 0]), dim=1) if share.shape[1] == 2 else share
+    if share.shape[1] != 2:
+        return share.float()
+    first = share[:, :1].float()
+    return torch.cat((first, 1.0 - first), dim=1)
 
 
 def as_share(lam: float | Tensor, rows: int, device: torch.device) -> Tensor:

@@ -61,7 +61,7 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
     share = recipe.label_share.to(target.dtype)
-    return sum_of(rowwise(share[:, k], target) * target[recipe.partner[:, k]] for k in range(share.shape[1]))
+    return (share.view(*share.shape, *[1] * (target.ndim - 1)) * target[recipe.partner]).sum(dim=1)
 
 
 def rowwise(value: Tensor, like: Tensor) -> Tensor:

@@ -20,12 +20,15 @@ class _Tap:
     def __init__(self, module: nn.Module, name: str, rewrite: Rewrite) -> None:
         self.module: nn.Module | None = module
         self.name, self.rewrite, self.fired, self.open = name, rewrite, 0, True
+        self.handle = module.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if module is not self.module:  # a deep copy of the network carries this hook along
             return None
         recomputed = torch._C._current_graph_task_id() != -1
         if not recomputed and (not self.open or not module.training):
+            if module.training:  # the next pass has begun, and what it recomputes is not this tap's
+                self.handle.remove()
             return None
         if not recomputed:
             self.fired += 1
@@ -38,7 +41,7 @@ class _Tap:
         return self.rewrite(output)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": None, "name": self.name, "rewrite": None, "fired": 0, "open": False}
+        return {"module": None, "name": self.name, "rewrite": None, "fired": 0, "open": False, "handle": None}
 
 
 class Split:
@@ -56,7 +59,7 @@ class Split:
         self.head_name = self._check("head", head) if head else _guess_head(self._modules)
         declared = tuple(getattr(model, "taps", ())) if taps is None else taps
         self.taps = tuple(self._check("tap", name) for name in declared) if declared else _guess_taps(model)
-        self._last: tuple[_Tap, torch.utils.hooks.RemovableHandle] | None = None
+        self._last: _Tap | None = None
 
     def _check(self, what: str, name: str) -> str:
         if name not in self._modules:
@@ -70,12 +73,11 @@ class Split:
 
         Fires once and only in training mode; not reaching the tap, or reaching it twice, is a RuntimeError. Activation
         checkpointing that recomputes the tap during the backward pass repeats the rewrite, so `function` must repeat
-        its result.
+        its result; the backward pass comes before the next forward pass in training mode.
         """
         module = self._modules[self._check("tap", name)]
         self._release()
-        tap = _Tap(module, name, function)
-        self._last = (tap, module.register_forward_hook(tap))
+        tap = self._last = _Tap(module, name, function)
         try:
             yield
             if not tap.fired:
@@ -88,7 +90,7 @@ class Split:
 
     def _release(self) -> None:
         if self._last is not None:
-            self._last[1].remove()
+            self._last.handle.remove()
             self._last = None
 
     def features(self, x: Any) -> Tensor:

@@ -40,7 +40,9 @@ class Task(ABC):
 
 
 def _mean(losses: Tensor) -> Tensor:
-    return losses.flatten(1).mean(dim=1) if losses.ndim > 1 else losses
+    if losses.ndim > 1:
+        return losses.view(-1) if losses.numel() == len(losses) else losses.flatten(1).mean(dim=1)
+    return losses
 
 
 class Classification(Task):

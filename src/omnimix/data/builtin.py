@@ -24,7 +24,7 @@ AIRFOIL = (
 
 
 def _shipped(name: str, **options: Any) -> np.ndarray[Any, Any]:
-    text = files("omnimix.data").joinpath("files", name).read_text(encoding="utf-8")
+    text = files("omnimix.data").joinpath("files").joinpath(name).read_text(encoding="utf-8")
     return np.loadtxt(io.StringIO(text), **options)
 
 
@@ -59,8 +59,7 @@ def _classes(name: str, x: Any, data: Any, **extra: Any) -> Source:
     names = tuple(str(label) for label in data.target_names)
     y, task = labelled(name, data.target, names)
     inputs = torch.from_numpy(np.asarray(x, dtype=np.float32))
-    kind = "image" if inputs.ndim == 4 else "table"
-    return Source(name, inputs, y, task, kind, class_names=names, **extra)
+    return Source(name, inputs, y, task, "image" if inputs.ndim == 4 else "table", class_names=names, **extra)
 
 
 def wine() -> Source:

@@ -17,7 +17,7 @@ from ..core.task import Classification, Task
 from .scale import Kind, Scaler
 
 if TYPE_CHECKING:
-    from .image_folder import ImageFiles
+    from .decode import ImageFiles
 
 CHUNK = 4096
 """Images that are held as floats at a time while their statistics are taken."""
@@ -78,7 +78,7 @@ class Source:
         """Imputation and scaling whose parameters come from `rows` alone; see `Scaler`."""
         if self.kind == "table":
             return Scaler.fit(self.take(rows), kind)
-        return Scaler.fit_images((self.take(part) for part in rows.split(CHUNK)), kind)
+        return Scaler.fit_images((self.take(part) for part in torch.split(rows, CHUNK)), kind)
 
 
 def digest(*parts: Tensor | str | None) -> str:
@@ -94,10 +94,10 @@ def digest(*parts: Tensor | str | None) -> str:
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """'; did you mean ...?' with the nearest of `names`, or nothing."""
+    """The end of a sentence: "; did you mean ...?" with the nearest of `names`, or a full stop."""
     lower = {known.lower(): known for known in names}
     found = [lower[hit] for hit in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else "."
 
 
 def require(module: str) -> Any:

@@ -12,6 +12,7 @@ Source: Teney, Wang, Abbasnejad, "Selective Mixup Helps with Distribution Shifts
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -19,12 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch
-from ...core.checks import one_of
+from ...core.checks import in_unit, one_of
 from ...core.method import Method, Mix, Setup
 from ...core.pairing import InTable, Pairing, RandomPairing
 from ...core.random import integers, uniform
-from ...core.ratio import Constant
-from ...core.recipe import Recipe
 from ...core.registry import create, register
 from ...core.tree import tree_map
 from .effective import groups
@@ -34,22 +33,50 @@ By: TypeAlias = Literal["class", "domain", "cell"]
 COLUMNS: dict[By, tuple[str, ...]] = {"class": ("label",), "domain": ("domain",), "cell": ("label", "domain")}
 
 
-class PairsWithoutMixing(Mix):
+class _Paired(Method):
+    """What the controls share: the pairing, and the share of steps in which the method would mix."""
+
+    def __init__(self, pairing: Pairing, probability: float = 1.0) -> None:
+        self.pairing, self.probability = pairing, in_unit("probability", probability)
+
+    def on_setup(self, given: Setup) -> None:
+        self.pairing.prepare(given.table, self.generator)
+
+    def pairs(self, rows: int) -> Tensor:
+        """(rows, 1) True where the method would mix."""
+        return uniform(rows, 1, generator=self.generator) < self.probability
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        self._given()
+        batch = Batch.of(batch)
+        return self.paired_loss(model, batch) if model.training else self.plain_loss(model, batch.alone)
+
+    @abstractmethod
+    def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of a batch with its guests."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "missing": self.pairing.missing}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.pairing.missing = int(state["missing"])
+
+
+class PairsWithoutMixing(_Paired):
     """The pairs of any pairing, both samples trained on as they are, in one forward pass with weight 1/K each."""
 
-    def __init__(self, pairing: Pairing) -> None:
-        super().__init__(pairing, Constant(1 / pairing.k))
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return index, self.pairing.rows(index, self.generator)
 
-    def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
-        losses = self.task.losses(model(batch.x), batch.y)
-        return losses[recipe.partner].mean()
+    def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        partner = self.pairing(batch, self.generator)
+        partner = torch.where(self.pairs(len(batch)).to(partner.device), partner, partner[:, :1])
+        return self.task.losses(model(batch.x), batch.y)[partner].mean()
 
 
-class ResamplingOnly(Mix):
+class ResamplingOnly(_Paired):
     """Every sample replaced by one of its pair, drawn uniformly, itself included; plain loss."""
-
-    def __init__(self, pairing: Pairing) -> None:
-        super().__init__(pairing)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         guests = self.pairing.rows(index, self.generator)
@@ -57,21 +84,15 @@ class ResamplingOnly(Mix):
             return index, None
         return self._one(torch.cat((index.unsqueeze(1).to(guests.device), guests), dim=1)), None
 
-    def recipe(self, batch: Batch) -> Recipe | None:
-        """None: no step mixes."""
-        return None
-
-    def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        if model.training and not isinstance(self.pairing, InTable):
-            chosen = self._one(self.pairing(batch, self.generator))
-            return self.task.losses(model(tree_map(lambda t: t[chosen], batch.x)), batch.y[chosen]).mean()
-        return super().plain_loss(model, batch)
+    def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if isinstance(self.pairing, InTable):  # chosen when the rows were asked for
+            return self.plain_loss(model, batch.alone)
+        chosen = self._one(self.pairing(batch, self.generator))
+        return self.task.losses(model(tree_map(lambda t: t[chosen], batch.x)), batch.y[chosen]).mean()
 
     def _one(self, rows: Tensor) -> Tensor:
         """One of the columns of (B, K) for each row; the first where the method would not mix."""
-        column = integers(rows.shape[1], len(rows), 1, generator=self.generator)
-        if self.probability < 1:
-            column = column * (uniform(len(rows), 1, generator=self.generator) < self.probability)
+        column = integers(rows.shape[1], len(rows), 1, generator=self.generator) * self.pairs(len(rows))
         return rows.gather(1, column.to(rows.device)).squeeze(1)
 
 
@@ -79,10 +100,9 @@ def controls(method: Method) -> dict[Control, Method]:
     """The controls of a method whose pairing selects, by name; ValueError for methods that pair at random or not."""
     if not isinstance(method, Mix) or isinstance(method.pairing, RandomPairing):
         raise ValueError(f"{type(method).__name__} does not select partners, so there is nothing to control for")
-    pairs = PairsWithoutMixing(copy.deepcopy(method.pairing))
-    resampling = ResamplingOnly(copy.deepcopy(method.pairing))
-    for control in (pairs, resampling):
-        control.needs, control.probability = method.needs, method.probability
+    pairs = PairsWithoutMixing(copy.deepcopy(method.pairing), method.probability)
+    resampling = ResamplingOnly(copy.deepcopy(method.pairing), method.probability)
+    pairs.needs = resampling.needs = method.needs
     return {"pairs": pairs, "resampling": resampling}
 
 
@@ -102,7 +122,7 @@ class Resampled(Method):
     def on_setup(self, given: Setup) -> None:
         self._asked = False
         columns = [groups(given.table, name).cpu() for name in COLUMNS[self.by]]
-        cell = torch.stack(columns).unique(dim=1, return_inverse=True)[1]
+        cell = torch.unique(torch.stack(columns), dim=1, return_inverse=True)[1]
         self._order, self._size = torch.argsort(cell, stable=True), cell.bincount()
         self._start = self._size.cumsum(0) - self._size
         self.method.setup(

@@ -33,13 +33,16 @@ class Effective:
 
     def __str__(self) -> str:
         """A table of all cells, with the entropies."""
-        lines = [f"{'class':>6} {'domain':>6} {'data':>9} {'partner':>9} {'effective':>9}"]
-        tables = [t.reshape(t.shape[0], -1).tolist() for t in (self.first, self.partner, self.effective)]
-        for i, row in enumerate(tables[0]):
-            for j in range(len(row)):
-                lines.append(f"{i:>6} {j:>6} " + " ".join(f"{t[i][j]:9.4f}" for t in tables))
         values = (self.first, self.partner, self.effective)
-        return "\n".join([*lines, f"{'entropy':>13} " + " ".join(f"{float(entropy(v)):9.4f}" for v in values)])
+        domains = self.first.numel() // len(self.first)
+        rows = torch.stack([v.flatten() for v in values], dim=1).tolist()
+        lines = [f"{'class':>6} {'domain':>6} {'data':>9} {'partner':>9} {'effective':>9}"]
+        lines += [f"{i // domains:>6} {i % domains:>6} " + _numbers(row) for i, row in enumerate(rows)]
+        return "\n".join([*lines, f"{'entropy':>13} " + _numbers([float(entropy(v)) for v in values])])
+
+
+def _numbers(row: list[float]) -> str:
+    return " ".join(f"{value:9.4f}" for value in row)
 
 
 def effective_distribution(
@@ -114,4 +117,5 @@ def groups(table: Table | None, column: str, relation: Relation = "same") -> Ten
         raise ValueError(
             f"table column {column!r} must hold one integer id per sample, got {value.dtype} {tuple(value.shape)}"
         )
-    return value.unique(return_inverse=True)[1]
+    ids: Tensor = torch.unique(value, return_inverse=True)[1]
+    return ids

@@ -44,7 +44,7 @@ class Criterion(InTable):
         size, width = len(label), int(minor.max()) + 1
         self._order = torch.argsort(major * width + minor, stable=True)
         block, block_size = _blocks(major)
-        cell, cell_size = _blocks((major * width + minor).unique(return_inverse=True)[1])
+        cell, cell_size = _blocks(torch.unique(major * width + minor, return_inverse=True)[1])
         self._skip: tuple[Tensor, Tensor, Tensor] | None = None
         if not any(different):
             self._low, self._hole, self._gap, self._count = cell, cell, torch.zeros_like(cell), cell_size

@@ -1,0 +1,95 @@
+"""What all verbs share: the application, the consoles, errors as one message, the progress of long work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_WIDTH = 140
+"""Columns of a table that does not go to a terminal."""
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Mixing samples so that models generalise better, and one fair comparison of the methods.",
+)  # fmt: skip
+
+
+def console(*, stderr: bool) -> Console:
+    """A console that stays plain, and wide enough for a table, where its stream is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        typer.echo(f"omnimix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What the user can put right ends in one message on standard error and exit status 2."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        typer.echo(f"omnimix: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+class _Live(Progress):
+    """A bar that asks for its state whenever it is drawn."""
+
+    def __init__(self, share: Callable[[], float], total: int, console: Console) -> None:
+        columns = (
+            TextColumn("{task.fields[runs]}/{task.total:.0f} runs"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
+        )  # fmt: skip
+        self.share = share
+        self.task: TaskID | None = None
+        super().__init__(*columns, console=console, transient=True, speed_estimate_period=600)
+        self.task = self.add_task("", total=total, runs=0)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.task is not None:
+            self.update(self.task, completed=self.share())
+        yield from super().get_renderables()
+
+
+@contextmanager
+def progress(share: Callable[[], float], total: int, out: Console) -> Iterator[Callable[[str], None]]:
+    """A live bar with the time left on a terminal, a line a run elsewhere; gives the function to call with each run.
+
+    share: how many runs' worth of work is done by now.
+    """
+    ended = 0
+    if not out.is_terminal:
+
+        def line(text: str) -> None:
+            nonlocal ended
+            ended += 1
+            out.print(f"[{ended}/{total}] {text}", markup=False)
+
+        yield line
+        return
+    with _Live(share, total, out) as live:
+
+        def tell(text: str) -> None:
+            nonlocal ended
+            ended += 1
+            live.update(live.task or TaskID(0), description=text, runs=ended)
+
+        yield tell

@@ -1,0 +1,232 @@
+"""What came out of a comparison: its runs, their statistics, and both as JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..train.metrics import HIGHER_IS_BETTER
+from .spec import Settings
+from .statistics import Estimate, Summary, summarise
+from .store import Failure, Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """The state of a comparison. runs: in the order of methods and seeds. pending: runs that have not ended.
+    foreign: runs in the store that other code made; they are not used.
+
+    data: what the report says about the data. protocol: what was held equal, as JSON. parameters: those each method ran
+    with where they differ from its defaults.
+    """
+
+    settings: Settings
+    data: dict[str, Any]
+    protocol: dict[str, Any]
+    parameters: dict[str, dict[str, Any]]
+    primary: str
+    runs: list[Run]
+    failures: list[Failure]
+    pending: int
+    foreign: int
+    store: Path
+    folder: Path
+
+    @property
+    def baseline(self) -> str:
+        return str(self.settings.baseline_spec)
+
+    @property
+    def version(self) -> str:
+        return __version__
+
+    @property
+    def complete(self) -> bool:
+        """Every run ended well."""
+        return not self.failures and not self.pending
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @cached_property
+    def by_method(self) -> dict[str, list[Run]]:
+        """The runs of each method that has any, in the order asked for."""
+        names = [str(spec) for spec in self.settings.specs]
+        found = {name: [run for run in self.runs if run.method == name] for name in names}
+        return {name: runs for name, runs in found.items() if runs}
+
+    @property
+    def without_runs(self) -> list[str]:
+        """Methods of which no run has ended well."""
+        return [str(spec) for spec in self.settings.specs if str(spec) not in self.by_method]
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        return summarise(
+            {name: {run.seed: run.metrics for run in runs} for name, runs in self.by_method.items()},
+            self.baseline,
+            self.primary,
+            {name: {run.seed: run.step_seconds or 0.0 for run in runs} for name, runs in self.by_method.items()},
+        )
+
+    @property
+    def ranking(self) -> list[Summary]:
+        """Summaries, best mean of the primary metric first."""
+        sign = -1 if self.primary in HIGHER_IS_BETTER else 1
+        return sorted(self.summaries, key=lambda s: sign * s.metrics[self.primary].mean)
+
+    def values(self, method: str) -> dict[int, float]:
+        """The primary metric by seed."""
+        found = {run.seed: run.metrics[self.primary] for run in self.by_method[method]}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def seconds(self, method: str) -> float:
+        """The mean time of a run."""
+        times = [run.seconds for run in self.by_method[method]]
+        return sum(times) / len(times)
+
+    @cached_property
+    def domains(self) -> list[str]:
+        """The names of the domains that were tested."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.domains))
+
+    def domain_mean(self, method: str, domain: str) -> float | None:
+        """The primary metric in one domain, mean over seeds."""
+        found = [run.domains[domain][self.primary] for run in self.by_method[method] if domain in run.domains]
+        values = [value for value in found if value is not None]
+        return sum(values) / len(values) if values else None
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of all metrics, the primary one first."""
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
+        return [self.primary, *(name for name in names if name != self.primary)] if names else []
+
+    def verdict(self, summary: Summary, level: float = 0.05) -> str:
+        """One sentence: better, worse or not told apart from the baseline."""
+        found = summary.difference.get(self.primary)
+        if summary.method == self.baseline or found is None:
+            return f"{summary.method} is the baseline" if summary.method == self.baseline else "no pairs of runs"
+        size = f"{self.primary} {signed(found, self.places(self.primary))}"
+        if summary.holm is None:
+            return f"{summary.method}: {size} against {self.baseline}; one seed tells nothing about significance"
+        p = f"Holm p {show_p(summary.holm)}"
+        if summary.holm >= level:
+            return f"{summary.method} cannot be told apart from {self.baseline}: {size}, {p}"
+        better = (found.mean > 0) == (self.primary in HIGHER_IS_BETTER)
+        return f"{summary.method} is {'better' if better else 'worse'} than {self.baseline}: {size}, {p}"
+
+    def places(self, metric: str) -> int:
+        """Decimals to print a metric with: two digits of its smallest standard deviation over seeds."""
+        found = [s.metrics[metric] for s in self.summaries if metric in s.metrics]
+        spreads = [e.sd for e in found if e.sd]
+        scale = min(spreads) * 10 if spreads else max((abs(e.mean) for e in found), default=1.0)
+        return min(6, max(0, 2 - math.floor(math.log10(scale)))) if scale > 0 else 3
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing the table."""
+        said = []
+        if self.failures:
+            said.append(f"{len(self.failures)} of the runs failed; the table is about the others")
+        if self.pending:
+            said.append(f"{self.pending} runs have not ended; the same command continues the comparison")
+        if self.foreign:
+            said.append(f"{self.foreign} runs in the store were made by other versions of the code and were not used")
+        if len(self.settings.seeds) < 5:
+            said.append(f"with {len(self.settings.seeds)} seeds only large differences can be told from chance")
+        if self.settings.label_noise:
+            said.append(
+                f"{self.settings.label_noise:.0%} of the training and of the validation labels were replaced by random "
+                "ones; test labels are clean"
+            )
+        return said
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a run, and one for each of its domains where the data has any."""
+        listed = []
+        for run in self.runs:
+            own = {"method": run.method, "seed": run.seed}
+            for domain, metrics in [(None, run.metrics), *run.domains.items()]:
+                listed.append({**own, "domain": domain, "metrics": metrics, "seconds": run.seconds, "status": "ok"})
+        for fault in self.failures:
+            own = {"method": fault.method, "seed": fault.seed, "domain": None, "metrics": {}}
+            listed.append({**own, "seconds": None, "status": "failed", "error": fault.error})
+        return listed
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "data": self.settings.data,
+            "protocol": self.settings.protocol,
+            "baseline": self.baseline,
+            "primary": self.primary,
+            "rows": self.rows(),
+            "summary": [_summary_json(summary) for summary in [*self.summaries, *map(_nothing, self.without_runs)]],
+            "pending": self.pending,
+            "warnings": self.warnings,
+            "configuration": {
+                "settings": self.settings.model_dump(mode="json"),
+                "data": self.data,
+                "protocol": self.protocol,
+                "parameters": self.parameters,
+            },
+            "store": str(self.store),
+            "report": str(self.report),
+        }
+
+    def to_csv(self) -> str:
+        """The rows as CSV, a column a metric."""
+        columns = ["method", "seed", "domain", "status", "seconds", *self.metrics]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **row["metrics"]} for row in self.rows())
+        return text.getvalue()
+
+
+def _column(estimates: dict[str, Estimate], part: str) -> dict[str, Any]:
+    return {name: getattr(found, part) for name, found in estimates.items()}
+
+
+def _summary_json(summary: Summary) -> dict[str, Any]:
+    difference = {
+        name: {"mean": found.mean, "ci95": found.ci95, "p": summary.p.get(name)}
+        for name, found in summary.difference.items()
+    }
+    return {
+        "method": summary.method,
+        "n": summary.n,
+        "mean": _column(summary.metrics, "mean"),
+        "sd": _column(summary.metrics, "sd"),
+        "ci95": _column(summary.metrics, "ci95"),
+        "diff": difference,
+        "p": summary.holm,
+        "cost": summary.cost,
+    }
+
+
+def _nothing(method: str) -> Summary:
+    return Summary(method, 0, {}, {}, {}, None, None)
+
+
+def show_p(p: float) -> str:
+    """0.032, or < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def show_interval(interval: Iterable[float] | None, places: int, sign: str = "") -> str:
+    """[low, high], or nothing."""
+    return "" if interval is None else "[" + ", ".join(f"{bound:{sign}.{places}f}" for bound in interval) + "]"
+
+
+def signed(found: Estimate, places: int) -> str:
+    """+0.91 [+0.70, +1.12]"""
+    return f"{found.mean:+.{places}f} {show_interval(found.ci95, places, '+')}".strip()

@@ -1,0 +1,141 @@
+"""A comparison from its settings to its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import registry
+from ..core.checks import at_least
+from ..data import Source, load
+from .engine import run_jobs, shared_fractions
+from .jobs import Job, Plan, check, code_digest, is_ours, make_jobs, make_network, versions
+from .protocol import adjust, choose, split
+from .result import Result
+from .spec import Settings, create, parse_specs
+from .store import Failure, Run, Store
+
+USUAL = {
+    "classification": ("erm", "mixup", "manifold-mixup", "regmixup"),
+    "multilabel": ("erm", "mixup", "manifold-mixup"),
+    "regression": ("erm", "mixup", "manifold-mixup", "c-mixup"),
+}
+"""What is compared where no methods are named, by task."""
+USUAL_IMAGES = ("cutmix", "fmix")
+
+Watch = Callable[[Plan, list[Job], int, np.ndarray], AbstractContextManager[Callable[[Run | Failure], None]]]
+"""Called with the plan, the jobs to run, the number found in the store, and the share done of each job while they run;
+as a context manager it gives the function to call with each outcome."""
+
+
+def _silent(plan: Plan, jobs: list[Job], found: int, fractions: np.ndarray) -> Any:
+    return nullcontext(lambda outcome: None)
+
+
+def compare(
+    settings: Settings,
+    out: str | Path | None = None,
+    *,
+    source: Source | None = None,
+    workers: int | None = None,
+    watch: Watch = _silent,
+) -> Result:
+    """Run what the store in `out` does not hold yet, and write the report there.
+
+    out: a folder, None for omnimix-out/NAME. source: the data, where they are not to be loaded from `settings.data`.
+    workers: processes; None takes one a core, or one in all on a GPU. ValueError for settings that do not fit the data,
+    before anything runs. An interrupt leaves a store from which the same call continues.
+    """
+    settings, plan, jobs = make_plan(settings, source)
+    folder = Path("omnimix-out") / plan.source.name if out is None else Path(out)
+    plan = replace(plan, checkpoints=folder / "checkpoints")
+    workers = default_workers(plan) if workers is None else at_least("jobs", workers, 1)
+    with Store(folder / "store.db") as store:
+        have = store.runs(job.key for job in jobs)
+        todo = [job for job in jobs if job.key not in have]
+        with shared_fractions(len(todo)) as fractions, watch(plan, todo, len(have), fractions) as ended:
+            for outcome in run_jobs(todo, plan, workers, fractions):
+                store.add(outcome)
+                ended(outcome)
+        result = collect(settings, plan, jobs, store, folder)
+    from .report import write
+
+    write(result)
+    return result
+
+
+def make_plan(settings: Settings, source: Source | None = None) -> tuple[Settings, Plan, list[Job]]:
+    """The settings with methods, the data and protocol, and all jobs; ValueError for what does not fit together."""
+    for spec in parse_specs(settings.methods) if settings.methods else ():
+        create(spec)
+    if source is None:
+        source = load(
+            settings.data, target=settings.target, task=settings.task, drop=settings.drop, domain=settings.domain
+        )
+    settings = settings.with_methods(USUAL[source.task.name] + (USUAL_IMAGES if source.kind == "image" else ()))
+    _ = settings.baseline_spec
+    protocol = choose(settings.protocol, source)
+    protocol = adjust(protocol, net=settings.net, epochs=settings.epochs, batch=settings.batch, lr=settings.lr)
+    if settings.label_noise and source.task.name != "classification":
+        raise ValueError(f"label noise replaces class labels; {source.name} is {source.task.name}")
+    foreign = dict.fromkeys(spec.name for spec in settings.specs if not is_ours(spec.name))
+    plugins = tuple(registry.info(name) for name in foreign)
+    plan = Plan(source, protocol, settings.label_noise, settings.noise_seed, versions(), plugins=plugins)
+    jobs = make_jobs(settings, plan)
+    for job in jobs[: len(settings.specs)]:
+        check(job.method, job.parameters, source)
+    make_network(plan, settings.seeds[0])
+    split(protocol, source, settings.seeds[0])
+    return settings, plan, jobs
+
+
+def default_workers(plan: Plan) -> int:
+    """One process a core; one in all where a GPU does the work."""
+    import torch
+    from joblib import cpu_count
+
+    wants = plan.protocol.budget.accelerator
+    if wants == "gpu" or (wants == "auto" and plan.source.kind == "image" and torch.cuda.is_available()):
+        return 1
+    return int(cpu_count())
+
+
+def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folder: Path) -> Result:
+    """What the store holds of these jobs."""
+    from ..train.metrics import headline
+
+    keys = [job.key for job in jobs]
+    runs = store.runs(keys)
+    failures = {key: fault for key, fault in store.failures(keys).items() if key not in runs}
+    order = sorted(jobs, key=lambda job: (settings.specs.index(job.method), settings.seeds.index(job.seed)))
+    source = plan.source
+    sizes = [len(part) for part in split(plan.protocol, source, settings.seeds[0])]
+    return Result(
+        settings=settings,
+        data={
+            "name": source.name,
+            "rows": len(source),
+            "inputs": " x ".join(map(str, source.input_shape)),
+            "task": source.task.name + (f" of {source.task.outputs} classes" if source.class_names else ""),
+            "target": ", ".join(source.target_names),
+            "domains": list(source.domain_names),
+            "split": sizes,
+            "notes": list(source.notes),
+            "digest": source.digest,
+        },
+        protocol={**json.loads(json.dumps(plan.protocol.describe())), "source": plan.protocol.source},
+        parameters={str(job.method): json.loads(json.dumps(job.parameters)) for job in order},
+        primary=headline(source.task),
+        runs=[runs[job.key] for job in order if job.key in runs],
+        failures=[failures[job.key] for job in order if job.key in failures],
+        pending=len(set(keys) - set(runs) - set(failures)),
+        foreign=store.foreign(source.digest, code_digest()),
+        store=store.path,
+        folder=folder,
+    )

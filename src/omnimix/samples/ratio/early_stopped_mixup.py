@@ -1,0 +1,103 @@
+"""Early-stopped mixup: mix for the first part of training, then train on the samples as they are.
+
+    loss_t = mixed loss if t < T_stop, plain loss from T_stop on;   T_stop = stop * planned steps
+
+Source: Zou, Cao, Li, Gu, "The Benefits of Mixup for Feature Learning", ICML 2023, arXiv 2303.08433. Cost: 1. Mixing
+stops, training does not: optimiser state, schedule and data order go on untouched. The label share may differ from
+the input share (`label_ratio`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.batch import Batch
+from ...core.checks import in_unit
+from ...core.method import Method, Mix, Setup
+from ...core.ratio import Beta
+from ...core.registry import register
+from ..label.ratio import LabelRatio, LabelShare
+
+
+@register(
+    "early-stopped-mixup", paper="The Benefits of Mixup for Feature Learning, ICML 2023, arXiv 2303.08433", cost=1.0
+)
+class EarlyStopped(Method):
+    """Mix for the first `stop` of all planned steps, then train on the samples as they are.
+
+    stop: share of the steps; 0 is plain training, 1 never stops. alpha: Beta(alpha, alpha) of the inputs' shares.
+    label_ratio: "same", or another share for the labels (see `LabelRatio`). method: any Method to stop in place of
+    mixup; alpha and label_ratio are then its own affair (ValueError if given too). Needs setup(..., steps=...) and
+    `after_step()`; the inner method draws from the same generator, so stop = 1 is bit for bit the method itself, and
+    from the switch on nothing is drawn.
+    """
+
+    def __init__(
+        self,
+        stop: float = 0.8,
+        alpha: float = 1.0,
+        label_ratio: LabelShare = "same",
+        method: Method | None = None,
+    ) -> None:
+        self.stop = in_unit("stop", stop)
+        if method is not None and (alpha != 1.0 or label_ratio != "same"):
+            raise ValueError("alpha and label_ratio belong to the built-in mixup; set them on `method` itself")
+        self.inner = Mix(ratio=Beta(alpha), labels=LabelRatio(label_ratio)) if method is None else method
+        self.needs = self.inner.needs
+
+    def on_setup(self, given: Setup) -> None:
+        if given.steps is None:
+            raise ValueError("stop is a share of the whole training: pass setup(..., steps=planned optimiser steps)")
+        self.switch = round(self.stop * given.steps)
+        """The first step that does not mix."""
+        self.inner.setup(
+            given.model,
+            given.task,
+            given.table,
+            validation=given.validation,
+            steps=given.steps,
+            split=given.split,
+            generator=self.generator,
+        )
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the current step mixes."""
+        self._given()
+        return self.steps_done < self.switch
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.inner.rows(index) if self.mixing else (index, None)
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        if self.mixing:
+            return self.inner.loss(model, batch, **streams)
+        return super().loss(model, batch)
+
+    def step(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, *args: Any, **kw: Any) -> Tensor:
+        if self.mixing:
+            return self.inner.step(model, batch, optimizer, *args, **kw)
+        return super().step(model, batch, optimizer, *args, **kw)
+
+    def after_step(self) -> None:
+        if self.mixing:
+            self.inner.after_step()
+        super().after_step()
+
+    def after_epoch(self) -> None:
+        if self.mixing:
+            self.inner.after_epoch()
+
+    def predict(self, model: nn.Module, x: Any) -> Tensor:
+        return self.inner.predict(model, x)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.inner.load_state_dict(state["inner"])

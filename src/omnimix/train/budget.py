@@ -1,0 +1,74 @@
+"""What a run may spend and how: epochs, batches, optimiser, schedule, selection and device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..core.checks import at_least, in_unit, non_negative, one_of, positive
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "step")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The same for every method of a comparison; ValueError for values out of range.
+
+    batch_size: anchors per optimiser step, over all devices; guests that a method asks for come on top. momentum is for
+    sgd. clip: largest gradient norm. schedule, by epoch e = 0, 1, ...: "constant"; "cosine", lr (1 + cos(pi e /
+    epochs)) / 2; "step", lr times 0.1 at each of `milestones`. drop_last: leave out the last, smaller batch.
+    select: keep the weights of the epoch with the "best" validation `metric` ("loss" or a metric of the task; the first
+    of equals), or the "last". augment: random crop and flip of images before mixing. accelerator: "auto" takes
+    the CPU for tables of numbers, else a GPU where there is one.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    clip: float | None = None
+    drop_last: bool = True
+    select: str = "best"
+    metric: str = "loss"
+    augment: bool = False
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("epochs", self.epochs, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("devices", self.devices, 1)
+        if not math.isfinite(positive("lr", self.lr)):
+            raise ValueError(f"lr must be finite, got {self.lr}")
+        in_unit("momentum", self.momentum)
+        non_negative("weight_decay", self.weight_decay)
+        if self.clip is not None:
+            positive("clip", self.clip)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("select", self.select, ("best", "last"))
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError(
+                f"milestones are the epochs at which schedule='step' lowers the rate; got milestones={self.milestones} "
+                f"with schedule={self.schedule!r}"
+            )
+        for milestone in self.milestones:
+            at_least("milestones", milestone, 1)
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size = {self.batch_size} must be a multiple of devices = {self.devices}")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of epoch 0, 1, ..."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)

@@ -1,0 +1,146 @@
+"""Scores of predictions: pure functions of (predictions, targets), in float64.
+
+Classification: probabilities (N, C), class ids (N,). Multi-label: probabilities (N, C), multi-hot (N, C).
+Regression: real values (N, D) or (N,), both alike. Calibration errors are in `calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..core.checks import one_of
+from ..core.task import Task
+
+
+def accuracy(probabilities: Tensor, y: Tensor) -> float:
+    """The share of rows whose most probable class is the true one."""
+    return (probabilities.argmax(dim=1) == y).double().mean().item()
+
+
+def label_accuracy(probabilities: Tensor, y: Tensor) -> float:
+    """The share of labels predicted right at the threshold 0.5, mean over rows and labels."""
+    return ((probabilities > 0.5) == (y > 0.5)).double().mean().item()
+
+
+def label_nll(probabilities: Tensor, y: Tensor) -> float:
+    """Binary cross-entropy in nats, mean over rows and labels."""
+    return torch.nn.functional.binary_cross_entropy(probabilities.double(), y.double()).item()
+
+
+def mean_average_precision(probabilities: Tensor, y: Tensor) -> float:
+    """Average precision, mean over the labels that have a positive; NaN if none has."""
+    from sklearn.metrics import average_precision_score
+
+    some = (y > 0.5).any(dim=0)
+    if not bool(some.any()):
+        return math.nan
+    return float(average_precision_score((y[:, some] > 0.5).numpy(), probabilities[:, some].double().numpy()))
+
+
+def rmse(prediction: Tensor, y: Tensor) -> float:
+    """Root of the mean squared error over rows and outputs."""
+    return (prediction.double() - y.double()).square().mean().sqrt().item()
+
+
+def mae(prediction: Tensor, y: Tensor) -> float:
+    """Mean absolute error over rows and outputs."""
+    return (prediction.double() - y.double()).abs().mean().item()
+
+
+def mape(prediction: Tensor, y: Tensor) -> float:
+    """Mean of |prediction - y| / |y| in percent over targets that are not 0; NaN if all are."""
+    kept = y != 0
+    target = y[kept].double()
+    return 100 * ((prediction[kept].double() - target) / target).abs().mean().item()
+
+
+def r2(prediction: Tensor, y: Tensor) -> float:
+    """Coefficient of determination, mean over outputs; NaN for fewer than two rows."""
+    from sklearn.metrics import r2_score
+
+    return float(r2_score(y.double().numpy(), prediction.double().numpy())) if len(y) > 1 else math.nan
+
+
+def nll(probabilities: Tensor, y: Tensor) -> float:
+    """See `calibration.nll`."""
+    from .calibration import nll
+
+    return nll(probabilities, y)
+
+
+def ece(probabilities: Tensor, y: Tensor) -> float:
+    """See `calibration.ece`."""
+    from .calibration import ece
+
+    return ece(probabilities, y)
+
+
+def adaptive_ece(probabilities: Tensor, y: Tensor) -> float:
+    """See `calibration.adaptive_ece`."""
+    from .calibration import adaptive_ece
+
+    return adaptive_ece(probabilities, y)
+
+
+def brier(probabilities: Tensor, y: Tensor) -> float:
+    """See `calibration.brier`."""
+    from .calibration import brier
+
+    return brier(probabilities, y)
+
+
+Metric = Callable[[Tensor, Tensor], float]
+
+METRICS: dict[str, dict[str, Metric]] = {
+    "classification": {"accuracy": accuracy, "nll": nll, "ece": ece, "adaptive_ece": adaptive_ece, "brier": brier},
+    "multilabel": {"accuracy": label_accuracy, "nll": label_nll, "map": mean_average_precision},
+    "regression": {"rmse": rmse, "mae": mae, "mape": mape, "r2": r2},
+}
+"""By task; the first one is the headline, which is also reported per domain."""
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "map", "r2"})
+
+
+def headline(task: Task) -> str:
+    """The metric that stands for the task: accuracy, or RMSE."""
+    return next(iter(METRICS[task.name]))
+
+
+def higher_is_better(task: Task, metric: str) -> bool:
+    """Whether to maximise `metric` ("loss", a metric of the task, or "worst_domain")."""
+    return (headline(task) if metric == "worst_domain" else metric) in HIGHER_IS_BETTER
+
+
+def domain_scores(task: Task, prediction: Tensor, y: Tensor, domain: Tensor) -> dict[int, float]:
+    """The headline metric of every domain."""
+    metric = METRICS[task.name][headline(task)]
+    return {int(d): metric(prediction[domain == d], y[domain == d]) for d in domain.unique()}
+
+
+def scores(
+    task: Task, prediction: Tensor, y: Tensor, domain: Tensor | None = None, names: Iterable[str] | None = None
+) -> dict[str, float]:
+    """The metrics `names` (None: all of the task) of predictions as `Task.predict` gives them.
+
+    With `domain` (N,), also "worst_domain" (largest RMSE, or smallest accuracy, of a domain) and, for all metrics, the
+    headline of each domain as "rmse@3". ValueError for a metric that the task does not have.
+    """
+    known = METRICS[task.name]
+    wanted = [*known, *([] if domain is None else ["worst_domain"])] if names is None else list(names)
+    found = {}
+    for name in wanted:
+        if name == "worst_domain":
+            if domain is None:
+                raise ValueError("the metric 'worst_domain' needs data with a domain column")
+            by_domain = domain_scores(task, prediction, y, domain)
+            worst = min if headline(task) in HIGHER_IS_BETTER else max
+            found[name] = worst(by_domain.values())
+            if names is None:
+                found.update({f"{headline(task)}@{d}": value for d, value in by_domain.items()})
+        else:
+            found[name] = known[one_of("metric", name, [*known, "worst_domain"])](prediction, y)
+    return found
