@@ -171,7 +171,7 @@ def show(result: Result, out: Console) -> None:
 def _main_table(result: Result) -> Table:
     from ..compare.result import show_interval, show_p, signed
 
-    title = f"{result.data['name']}: test {result.primary} over {len(result.settings.seeds)} seeds"
+    title = f"{result.data['name']}: test {result.primary} over {result.span}"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     for heading in ("n", "mean ± sd", "95 % interval", f"minus {result.baseline}", "Holm p", "step time"):

@@ -46,7 +46,8 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"omnimix: {error}", err=True)
+        remedy = "" if not isinstance(error, ModuleNotFoundError) else ': pip install "omnimix[compare]"'
+        typer.echo(f"omnimix: {error}{remedy}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -55,7 +56,8 @@ class _Live(Progress):
 
     def __init__(self, share: Callable[[], float], total: int, console: Console) -> None:
         columns = (
-            TextColumn("{task.fields[runs]}/{task.total:.0f} runs"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+            TextColumn("{task.fields[runs]}/{task.total:.0f} runs"), BarColumn(24),
+            TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
         )  # fmt: skip
         self.share = share

@@ -38,28 +38,31 @@ def run_jobs(jobs: Sequence[Job], plan: Plan, workers: int, fractions: np.ndarra
     its process dies again.
     """
     left = dict(enumerate(jobs))
-    if workers == 1:
+    if min(workers, len(left)) <= 1:
         with _one_thread():
             for place, job in left.items():
                 yield _work(place, job, plan, fractions)
         return
     packed = _pack(plan)
-    while left:
-        yield from _until_broken(left, packed, workers, fractions)
-        for place in [place for place in left if fractions[place] > 0] or list(left):  # nothing is left in most cases
+    while len(left) > 1:
+        yield from _until_killed(left, packed, workers, fractions)
+        for place in [place for place in left if fractions[place] > 0]:
             yield _alone(place, left.pop(place), packed, fractions)
+    for place, job in left.items():
+        yield _alone(place, job, packed, fractions)
 
 
-def _until_broken(left: dict[int, Job], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Run | Failure]:
-    """Outcomes, taken from `left`, until all are there or a process dies; other processes end with it."""
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+def _until_killed(left: dict[int, Job], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Run | Failure]:
+    """Outcomes, taken from `left`, until all are there or a process dies; the other processes end with it."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
         for place, outcome in _parallel(left, plan, min(workers, len(left)), fractions):
             del left[place]
             yield outcome
-    except BrokenProcessPool:
-        return
+    except TerminatedWorkerError:
+        if not fractions.any():  # they died before they could start: nothing here would change that
+            raise
 
 
 def _parallel(jobs: dict[int, Job], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[tuple[int, Any]]:
@@ -75,14 +78,14 @@ def _parallel(jobs: dict[int, Job], plan: Plan, workers: int, fractions: np.ndar
 
 def _alone(place: int, job: Job, plan: Plan, fractions: np.ndarray) -> Run | Failure:
     from joblib.externals.loky import ProcessPoolExecutor
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     with ProcessPoolExecutor(max_workers=1) as pool:
         try:
             outcome: Run | Failure = pool.submit(
                 _in_worker, place, job, plan, np.zeros(place + 1), os.getpid()
             ).result()[1]
-        except BrokenProcessPool as error:
+        except TerminatedWorkerError as error:
             said = "the process of this run was killed twice, most likely for want of memory; use fewer --jobs"
             outcome = Failure(error=said, traceback=f"{said}\n{error}", versions=plan.versions, **job.labels)
     fractions[place] = 1.0

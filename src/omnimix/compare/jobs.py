@@ -147,7 +147,7 @@ def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return Run(
         data=source.digest,
-        code=code_digest(),
+        code=job.config["code"],
         metrics=metrics,
         domains={
             source.domain_names[int(name.split("@")[1])]: {main: value}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +38,9 @@ class Splits(NamedTuple):
 class Protocol:
     """sizes: training, validation and test rows, as shares that sum to 1 or as counts. official: use the data set's own
     test rows (and validation rows) where it has them. scale: of the inputs, with parameters from `scale_by`.
-    standardise_target: train regression on standardised targets (metrics are in raw units always). methods: parameters
-    of methods that differ from their own defaults; those that a user types come before both.
+    standardise_target: train regression on standardised targets (metrics are in raw units always). shuffle: whose
+    generator draws the split; "numpy" is `RandomState(seed).permutation`, as reference code draws it. methods:
+    parameters of methods that differ from their own defaults; those that a user types come before both.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Protocol:
     scale: Kind = "standard"
     scale_by: Literal["training rows", "all rows"] = "training rows"
     standardise_target: bool = True
+    shuffle: Literal["torch", "numpy"] = "torch"
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -72,7 +75,7 @@ _IMAGE = Protocol(
 )
 _DIGITS = Protocol(
     "default",
-    "the pilot of the mixup card: 400 training rows, MLP 64-256-256-10, 200 epochs, last epoch",
+    "omnimix: 400 training and 1,000 test rows, MLP 64-256-256-10, Adam, 200 epochs, last epoch",
     "mlp:activation=relu:hidden=256+256",
     Budget(epochs=200, batch_size=50, lr=1e-3, select="last"),
     sizes=(400, 397, 1000),
@@ -91,6 +94,7 @@ def _c_mixup(batch_size: int, sizes: Sizes, mixing: Mapping[str, Any]) -> Protoc
         scale="minmax",
         scale_by="all rows",
         standardise_target=False,
+        shuffle="numpy",
         methods={
             "mixup": {"alpha": 2},
             "manifold-mixup": {"alpha": 2, "taps": ("block1",)},
@@ -138,14 +142,17 @@ def adjust(
 
 def split(protocol: Protocol, source: Source, seed: int) -> Splits:
     """Training, validation and test rows of a seed: shuffled, for classes in equal proportions."""
-    generator = torch.Generator().manual_seed(seed)
     official = source.official if protocol.official else None
-    if not official:
-        train, valid, test = _cut(
-            protocol.sizes, _shuffled(torch.arange(len(source)), source, generator), protocol.name
-        )
-        return Splits(train, valid, test)
-    rows = _shuffled(official["train"], source, generator)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(len(source)) if official is None else official["train"]
+    if protocol.shuffle == "numpy":
+        rows = rows[torch.from_numpy(np.random.RandomState(seed).permutation(len(rows)))]
+    else:
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+    if isinstance(source.task, Classification) and source.y.ndim == 1:
+        rows = rows[_interleaved(source.y[rows], generator)]
+    if official is None:
+        return Splits(*_cut(protocol.sizes, rows, protocol.name))
     if "valid" in official:
         return Splits(rows, official["valid"], official["test"])
     share = protocol.sizes[1] / (protocol.sizes[0] + protocol.sizes[1])
@@ -153,18 +160,14 @@ def split(protocol: Protocol, source: Source, seed: int) -> Splits:
     return Splits(train, valid, official["test"])
 
 
-def _shuffled(rows: Tensor, source: Source, generator: torch.Generator) -> Tensor:
-    """`rows` in random order; for classification such that every stretch holds the classes in equal proportions."""
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    if not isinstance(source.task, Classification) or source.y.ndim > 1:
-        return rows
-    _, label, counts = torch.unique(source.y[rows], return_inverse=True, return_counts=True)
+def _interleaved(y: Tensor, generator: torch.Generator) -> Tensor:
+    """An order in which every stretch holds the classes in equal proportions."""
+    _, label, counts = torch.unique(y, return_inverse=True, return_counts=True)
     order = label.argsort(stable=True)
-    rank = torch.empty(len(rows), dtype=torch.float64)
-    first = counts.cumsum(0) - counts
-    rank[order] = (torch.arange(len(rows)) - first[label[order]]).double()
+    rank = torch.empty(len(y), dtype=torch.float64)
+    rank[order] = (torch.arange(len(y)) - (counts.cumsum(0) - counts)[label[order]]).double()
     jitter = torch.rand(len(counts), generator=generator, dtype=torch.float64)
-    return rows[((rank + jitter[label]) / counts[label]).argsort(stable=True)]
+    return torch.argsort((rank + jitter[label]) / counts[label], stable=True)
 
 
 def _cut(sizes: Sizes, rows: Tensor, name: str) -> list[Tensor]:

@@ -48,6 +48,12 @@ class Result:
         return __version__
 
     @property
+    def span(self) -> str:
+        """5 seeds"""
+        count = len(self.settings.seeds)
+        return "1 seed" if count == 1 else f"{count} seeds"
+
+    @property
     def complete(self) -> bool:
         """Every run ended well."""
         return not self.failures and not self.pending
@@ -142,7 +148,7 @@ class Result:
         if self.foreign:
             said.append(f"{self.foreign} runs in the store were made by other versions of the code and were not used")
         if len(self.settings.seeds) < 5:
-            said.append(f"with {len(self.settings.seeds)} seeds only large differences can be told from chance")
+            said.append(f"with {self.span} only large differences can be told from chance")
         if self.settings.label_noise:
             said.append(
                 f"{self.settings.label_noise:.0%} of the training and of the validation labels were replaced by random "

@@ -91,7 +91,11 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
     for job in jobs[: len(settings.specs)]:
         check(job.method, job.parameters, source)
     make_network(plan, settings.seeds[0])
-    split(protocol, source, settings.seeds[0])
+    rows = len(split(protocol, source, settings.seeds[0]).train)
+    if protocol.budget.drop_last and rows < protocol.budget.batch_size:
+        raise ValueError(
+            f"batch = {protocol.budget.batch_size} is more than the {rows} training rows; use a smaller one"
+        )
     return settings, plan, jobs
 
 

@@ -156,8 +156,8 @@ class Store:
         ).fetchall()
 
     def foreign(self, data: str, code: str) -> int:
-        """How many runs on these data were made by other code."""
-        query = "SELECT count(*) FROM runs WHERE data = ? AND code <> ?"
+        """How many runs on these data were made by other code than that (with any plug-ins)."""
+        query = "SELECT count(*) FROM runs WHERE data = ? AND code NOT LIKE ? || '%'"
         return int(self._db.execute(query, (data, code)).fetchone()[0])
 
     def __len__(self) -> int:

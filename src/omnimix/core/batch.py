@@ -51,7 +51,7 @@ class Batch:
     @property
     def device(self) -> torch.device:
         """Where the inputs are."""
-        return next(tensors(self.x)).device
+        return self.x.device if isinstance(self.x, Tensor) else next(tensors(self.x)).device
 
     @property
     def alone(self) -> Batch:

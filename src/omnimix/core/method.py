@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -13,13 +14,16 @@ from .batch import Batch
 from .checks import in_unit
 from .objective import LabelPolicy, MixedLoss, Objective
 from .operation import Context, Interpolate, Operation
-from .pairing import Pairing, RandomPairing
+from .pairing import InTable, Pairing, RandomPairing
 from .random import integers, resolve, uniform
 from .ratio import Beta, Ratio
 from .recipe import Mixed, Recipe
 from .split import Split
 from .table import Table
 from .task import Task
+
+AHEAD = 16
+"""For how many batches partners are drawn at once: their tables should stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ class Method:
         """The training rows to load for the anchors `index` (B,): (anchors (B,), guests (B, K - 1) or None)."""
         return index, None
 
+    def plan(self, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """`rows` of the coming batches, one after the other; a method may draw for many of them at once."""
+        return map(self.rows, batches)
+
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         """The scalar training loss of one batch."""
         return self.plain_loss(model, Batch.of(batch).alone)
@@ -177,8 +185,10 @@ class Mix(Method):
         self.places = _places(places)
         self.probability = in_unit("probability", probability)
         self.split: Split | None = None
+        self._shares: deque[Tensor] = deque()
 
     def on_setup(self, given: Setup) -> None:
+        self._shares.clear()
         self.pairing.prepare(given.table, self.generator)
         self.places = self.resolve_places(given)
 
@@ -195,16 +205,30 @@ class Mix(Method):
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return index, self.pairing.rows(index, self.generator)
 
+    def plan(self, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor | None]]:
+        self._shares = deque(self.ratio.ahead(len(batches), self.pairing.k, self.generator))
+        if type(self).rows is not Mix.rows or not isinstance(self.pairing, InTable):
+            yield from super().plan(batches)
+            return
+        for start in range(0, len(batches), AHEAD):
+            some = batches[start : start + AHEAD]
+            guests = self.pairing.rows(torch.cat(list(some)), self.generator)
+            yield from zip(some, torch.split(guests, [len(index) for index in some]), strict=True)
+
     def recipe(self, batch: Batch) -> Recipe | None:
         """Draw who is mixed with whom, how much and where; None: this step does not mix."""
         if self.probability < 1 and float(uniform(1, generator=self.generator)) >= self.probability:
             return None
         partner = self.pairing(batch, self.generator)
-        share = self.ratio(len(batch), partner.shape[1], self.generator).to(batch.device, non_blocking=True)
+        if self._shares:
+            share = self._shares.popleft().expand(len(batch), -1)
+        else:
+            share = self.ratio(len(batch), partner.shape[1], self.generator)
+        share = share.to(batch.device, non_blocking=True)
         place = self.places[0]
         if len(self.places) > 1:
             place = self.places[int(integers(len(self.places), 1, generator=self.generator))]
-        return Recipe(partner, share, place=place)
+        return Recipe(partner, share, place=place, aligned=self.pairing.aligned)
 
     def mix(self, batch: Batch, recipe: Recipe) -> Mixed:
         """Mix the inputs of the batch as the recipe says."""
@@ -262,6 +286,7 @@ class Mix(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.pairing.missing = int(state["missing"])
+        self._shares.clear()
 
 
 def _places(places: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ class Pairing(ABC):
     """How many samples are mixed into one, the sample itself included."""
     missing: int = 0
     """How many rows had no candidate so far; they stayed unmixed."""
+    aligned: ClassVar[bool] = False
+    """Whether partners are always the guests of the same anchor: see `Recipe.aligned`."""
 
     def prepare(self, table: Table | None, generator: torch.Generator) -> None:  # noqa: B027
         """Called once, before training; pairings over the whole training set read the table here."""
@@ -60,9 +64,14 @@ class InBatch(Pairing):
 class InTable(Pairing):
     """Partners come from the whole training set; the sampler loads them behind the anchors as guests."""
 
+    aligned = True
+
     @abstractmethod
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, K - 1) training rows for the anchors `index` (B,); NONE where there is no candidate."""
+        """(B, K - 1) training rows for the anchors `index` (B,); NONE where there is no candidate.
+
+        Draws for different anchors are independent: `index` may hold the anchors of several batches.
+        """
 
     def rows(self, index: Tensor, generator: torch.Generator) -> Tensor:
         guests = self.draw(index, generator)
@@ -74,12 +83,17 @@ class InTable(Pairing):
                 f"{type(self).__name__} draws partners from the whole training set, so the batch must bring "
                 f"{self.k - 1} guest(s) per sample; load it with omnimix.partner_loader(dataset, method, batch_size)"
             )
-        count = len(batch)
-        partner = torch.arange(count * self.k, device=batch.device).view(self.k, count).T
-        if batch.index is None:
-            return partner
-        rows = batch.index.view(self.k, count).T
-        return torch.where(rows == rows[:, :1], partner[:, :1], partner)
+        partner = _guests(self.k, len(batch), batch.device)
+        if batch.index is not None:
+            rows = batch.index.view(self.k, len(batch))
+            partner = torch.where(rows == rows[0], partner[0], partner)
+        return partner.T
+
+
+@lru_cache(maxsize=8)
+def _guests(k: int, count: int, device: torch.device) -> Tensor:
+    """(k, count) the rows of a batch that brings k - 1 guests for each of `count` anchors."""
+    return torch.arange(k * count, device=device).view(k, count)
 
 
 class RandomPairing(InBatch):

@@ -50,16 +50,12 @@ def permutation(n: int, generator: torch.Generator) -> Tensor:
 def dirichlet(alpha: float, rows: int, k: int, generator: torch.Generator) -> Tensor:
     """(rows, k) float64 draws from the symmetric Dirichlet(alpha); k = 2 is Beta(alpha, alpha).
 
-    Below alpha = 1 gamma variates are kept as logarithms, log G(a) = log G(a+1) + log(U)/a, so that a tiny alpha gives
-    exact 0s and 1s instead of 0/0.
+    Gamma variates are kept as logarithms, log G(a) = log G(a+1) + log(U)/a, so that a tiny alpha gives exact 0s and 1s
+    instead of 0/0.
     """
     positive("alpha", alpha)
     if math.isinf(alpha):
         return torch.full((rows, k), 1.0 / k, dtype=torch.float64, device=generator.device)
-    if alpha >= 1:
-        shape = torch.full((rows, k), float(alpha), dtype=torch.float64, device=generator.device)
-        gamma = torch._standard_gamma(shape, generator=generator)
-        return gamma / gamma.sum(dim=1, keepdim=True)
     shape = torch.full((rows, k), float(alpha) + 1.0, dtype=torch.float64, device=generator.device)
     gamma = torch._standard_gamma(shape, generator=generator)
     boost = (1.0 - uniform(rows, k, generator=generator)).log() / alpha

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ class Ratio(ABC):
     def __call__(self, rows: int, k: int, generator: torch.Generator) -> Tensor:
         """(rows, k) float32 shares that sum to 1; column 0 is the share of the sample itself."""
 
+    def ahead(self, steps: int, k: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """(1, k) shares of each of the coming steps, for ratios that draw one for a whole batch; else nothing."""
+        return ()
+
 
 class Beta(Ratio):
     """lam ~ Beta(alpha, alpha), or the symmetric Dirichlet(alpha) for k > 2; alpha = 0 is no mixing, 1 uniform.
@@ -31,7 +36,12 @@ class Beta(Ratio):
         self.per_sample, self.fold = per_sample, fold
 
     def __call__(self, rows: int, k: int, generator: torch.Generator) -> Tensor:
-        draws = rows if self.per_sample else 1
+        return self._draw(rows if self.per_sample else 1, k, generator).expand(rows, k)
+
+    def ahead(self, steps: int, k: int, generator: torch.Generator) -> Sequence[Tensor]:
+        return () if self.per_sample else torch.split(self._draw(steps, k, generator), 1)
+
+    def _draw(self, draws: int, k: int, generator: torch.Generator) -> Tensor:
         if self.alpha == 0:
             share = torch.zeros(draws, k, dtype=torch.float64, device=generator.device)
             share[:, 0] = 1.0
@@ -39,7 +49,7 @@ class Beta(Ratio):
             share = dirichlet(self.alpha, draws, k, generator)
         if self.fold:
             share = share.sort(dim=1, descending=True).values
-        return complete(share).expand(rows, k)
+        return complete(share)
 
 
 class Constant(Ratio):

@@ -23,7 +23,8 @@ class Recipe:
     partner: (B, K) rows of the batch; column 0 is the sample itself. share: (B, K) what each contributes to the input.
     label_share: (B, K) what each contributes to the label; None means `share`; it need not sum to 1. loss_weight: (B,)
     or None. mask: (B or 1, 1, *spatial), 1 where the sample itself shows, for spatial operations. place: "input" or the
-    name of the tap where the mixing happened. A row whose partners are all itself is not mixed.
+    name of the tap where the mixing happened. aligned: partner k of anchor i is guest row k * B + i, or i itself where
+    the guest is the same sample. A row whose partners are all itself is not mixed.
     """
 
     partner: Tensor
@@ -32,6 +33,7 @@ class Recipe:
     loss_weight: Tensor | None = None
     mask: Tensor | None = None
     place: str = "input"
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.partner.ndim != 2 or self.share.shape != self.partner.shape:
@@ -61,6 +63,9 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
     share = recipe.label_share.to(target.dtype)
+    if recipe.aligned and recipe.label_share is recipe.share and share.shape[1] == 2:
+        own, guest = target.chunk(2)
+        return torch.lerp(guest, own, rowwise(share[:, 0], own))
     return (share.view(*share.shape, *[1] * (target.ndim - 1)) * target[recipe.partner]).sum(dim=1)
 
 
@@ -88,7 +93,10 @@ class Mixed:
             return mix_labels(self.y, self.recipe)
         if num_classes is None:
             raise ValueError("y holds class ids: soft_target needs num_classes")
-        return mix_labels(one_hot(self.y, num_classes), self.recipe)
+        if self.y.ndim > 1:
+            return mix_labels(one_hot(self.y, num_classes), self.recipe)
+        share, labels = self.recipe.label_share, self.y[self.recipe.partner].long()
+        return share.new_zeros(len(share), num_classes).scatter_add_(1, labels, share)
 
     def loss(self, criterion: Callable[..., Any], output: Tensor, target: Target | None = None) -> Tensor:
         """The mixed loss of the batch, a scalar.

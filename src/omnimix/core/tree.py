@@ -33,6 +33,8 @@ def tensors(tree: Tree) -> Iterator[Tensor]:
 
 def rows(tree: Tree) -> int:
     """The shared first dimension; ValueError if the tensors disagree or there is none."""
+    if isinstance(tree, Tensor) and tree.ndim:
+        return tree.shape[0]
     sizes = {t.shape[0] if t.ndim else -1 for t in tensors(tree)}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError(f"all tensors of a batch need the same first dimension, got {sorted(sizes)} (-1: a scalar)")

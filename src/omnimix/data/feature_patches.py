@@ -31,21 +31,28 @@ def orthonormal(classes: int, each: int, dim: int, generator: torch.Generator) -
     """Orthonormal random features (classes, each, dim) float32; ValueError if dim < classes * each."""
     if dim < classes * each:
         raise ValueError(f"dim must be at least classes * each = {classes * each}, got {dim}")
-    basis = torch.linalg.qr(torch.randn(dim, classes * each, generator=generator, dtype=torch.float64)).Q
-    return basis.T.reshape(classes, each, dim).float().contiguous()
+    basis: Tensor = torch.linalg.qr(torch.randn(dim, classes * each, generator=generator, dtype=torch.float64)).Q
+    return basis.T.reshape(classes, each, dim).float()
 
 
 def multi_view(
-    count: int, features: Tensor, generator: torch.Generator, *, patches: int = 9, test: bool = False
+    count: int,
+    features: Tensor,
+    generator: torch.Generator,
+    *,
+    patches: int = 9,
+    noise: float = 10.0,
+    test: bool = False,
 ) -> FeaturePatches:
     """`count` inputs over the two features of each class, features (K, 2, d).
 
     Patches 0 and 1 hold c v_y1 and (.75 - c) v_y2 with c ~ U(.25, .5); with `test` both hold the same feature, drawn at
     random, each with its own c. The others hold noise: sum over the features of the other classes with weights
-    U(.25, .75) * 10 / K^1.5.
+    U(.25, .75) * noise / K^1.5.
     """
     classes, each, dim = features.shape
     at_least("patches", patches, 3)
+    non_negative("noise", noise)
     if each != 2:
         raise ValueError(f"features must be (K, 2, d), got {tuple(features.shape)}")
     y = integers(classes, count, generator=generator)
@@ -58,10 +65,10 @@ def multi_view(
     else:
         strength[:, 1] = 0.75 - strength[:, 0]
         shown = features[y]
-    weight = (0.25 + 0.5 * uniform(count, patches - 2, classes, 2, generator=generator)).float() * 10 / classes**1.5
+    weight = (0.25 + 0.5 * uniform(count, patches - 2, classes, 2, generator=generator)).float() * noise / classes**1.5
     weight[rows, :, y] = 0.0
-    noise = torch.einsum("npkl,kld->npd", weight, features)
-    return FeaturePatches(torch.cat((strength.unsqueeze(2) * shown, noise), dim=1), y, view, features)
+    other = torch.einsum("npkl,kld->npd", weight, features)
+    return FeaturePatches(torch.cat((strength.unsqueeze(2) * shown, other), dim=1), y, view, features)
 
 
 def common_rare(

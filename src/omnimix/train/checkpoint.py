@@ -76,11 +76,15 @@ def unflatten(text: str, found: Mapping[str, Tensor]) -> Any:
     return decode(json.loads(text))
 
 
+def _raw(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
+
+
 def _digest(text: str, found: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(text.encode())
     for name, tensor in sorted(found.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
+        total.update(_raw(tensor))
     return total.hexdigest()
 
 
@@ -147,7 +151,7 @@ def describe(value: Any) -> Any:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, (Tensor, nn.Module, torch.Generator, Setup, Split, Table, torch.optim.Optimizer)):
         return kind
-    if not hasattr(value, "__dict__") or callable(value) and hasattr(value, "__qualname__"):
+    if not hasattr(value, "__dict__") or (callable(value) and hasattr(value, "__qualname__")):
         return getattr(value, "__qualname__", kind)
     running = ("missing", "steps_done", "given", "generator", "split")
     public = {k: describe(v) for k, v in vars(value).items() if not k.startswith("_") and k not in running}
@@ -159,7 +163,7 @@ def configuration(method: Method, model: nn.Module, settings: Mapping[str, Any],
     content = hashlib.sha256()
     for tensor in data:
         content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        content.update(_raw(tensor))
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     return {
         **{name: json.dumps(value) for name, value in settings.items()},

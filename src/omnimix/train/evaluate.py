@@ -36,10 +36,8 @@ def outputs(model: nn.Module, method: Method, part: Part, batch_size: int | None
                 batch_size = max(1, ELEMENTS // sum(t[:1].numel() for t in tensors(first)))
             if part.in_memory and batch_size >= len(part):
                 return method.predict(model, tree_map(ready, part.x))
-            pieces = []
-            for index in torch.arange(len(part), device=part.y.device).split(batch_size):
-                pieces.append(method.predict(model, tree_map(ready, part.take(index)[0])))
-            return torch.cat(pieces)
+            batches = torch.split(torch.arange(len(part), device=part.y.device), batch_size)
+            return torch.cat([method.predict(model, tree_map(ready, part.take(index)[0])) for index in batches])
     finally:
         for module, mode in modes:
             module.training = mode
@@ -78,8 +76,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the task on a part: see `metrics.METRICS`; with domains also "worst_domain" and each domain.
 
-    target_scale: (offset, scale) where targets were normalised, so that errors are in raw units. ValueError if the model
-    gives NaN or infinite outputs.
+    target_scale: (offset, scale) where targets were normalised, so that errors are in raw units. ValueError if the
+    model gives NaN or infinite outputs.
     """
     output = outputs(model, method, part, batch_size)
     bad = int((~torch.isfinite(output.flatten(1))).any(dim=1).sum())

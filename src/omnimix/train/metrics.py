@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.checks import one_of
 from ..core.task import Task
+from .calibration import adaptive_ece, brier, ece, nll
 
 
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
@@ -65,34 +66,6 @@ def r2(prediction: Tensor, y: Tensor) -> float:
     return float(r2_score(y.double().numpy(), prediction.double().numpy())) if len(y) > 1 else math.nan
 
 
-def nll(probabilities: Tensor, y: Tensor) -> float:
-    """See `calibration.nll`."""
-    from .calibration import nll
-
-    return nll(probabilities, y)
-
-
-def ece(probabilities: Tensor, y: Tensor) -> float:
-    """See `calibration.ece`."""
-    from .calibration import ece
-
-    return ece(probabilities, y)
-
-
-def adaptive_ece(probabilities: Tensor, y: Tensor) -> float:
-    """See `calibration.adaptive_ece`."""
-    from .calibration import adaptive_ece
-
-    return adaptive_ece(probabilities, y)
-
-
-def brier(probabilities: Tensor, y: Tensor) -> float:
-    """See `calibration.brier`."""
-    from .calibration import brier
-
-    return brier(probabilities, y)
-
-
 Metric = Callable[[Tensor, Tensor], float]
 
 METRICS: dict[str, dict[str, Metric]] = {
@@ -118,7 +91,7 @@ def higher_is_better(task: Task, metric: str) -> bool:
 def domain_scores(task: Task, prediction: Tensor, y: Tensor, domain: Tensor) -> dict[int, float]:
     """The headline metric of every domain."""
     metric = METRICS[task.name][headline(task)]
-    return {int(d): metric(prediction[domain == d], y[domain == d]) for d in domain.unique()}
+    return {int(d): metric(prediction[domain == d], y[domain == d]) for d in torch.unique(domain)}
 
 
 def scores(

@@ -9,7 +9,7 @@ from torch import nn
 import omnimix as om
 from omnimix.core.operation import Context
 from omnimix.samples.operation import CutBox, CutMix, cutmix
-from omnimix.samples.operation.cutmix import cut_box, outside
+from omnimix.samples.operation.cutmix import cut_box, cut_boxes, outside
 
 SHAPES = [(40,), (24, 40), (6, 8, 10)]
 
@@ -19,8 +19,10 @@ def draw(seed=0):
 
 
 def box_of(lam, centre, size=(32, 32)):
-    low, high = cut_box(torch.tensor([lam]), size, torch.tensor([centre]))
-    return low[0].tolist(), high[0].tolist(), outside(low, high, size).mean().item()
+    low, high = cut_boxes(torch.tensor([lam]), size, torch.tensor([centre]))
+    kept = outside(low, high, size).mean().item()
+    assert cut_box(torch.tensor(lam).item(), size, centre) == [*map(slice, low[0].tolist(), high[0].tolist())]
+    return low[0].tolist(), high[0].tolist(), kept
 
 
 def test_hand_computed_boxes():
@@ -40,6 +42,12 @@ def test_sides_are_those_of_the_exact_share():
     for lam, side in [(0.36, 8), (0.64, 6), (0.84, 4), (0.96, 2)]:  # 10 sqrt(1 - lam) is a whole number
         low, high, _ = box_of(lam, (5, 5), (10, 10))
         assert [h - b for b, h in zip(low, high, strict=True)] == [side, side]
+
+
+def test_one_box_and_many_boxes_are_cut_alike():
+    for size in SHAPES:
+        for lam in torch.rand(50, generator=draw()).tolist():
+            box_of(lam, [int(lam * 1e4) % side for side in size], size)
 
 
 def test_odd_sides_lose_a_cell_as_in_the_reference():
@@ -77,7 +85,7 @@ def test_mean_of_a_black_and_a_white_image_is_the_label_weight():
 def test_the_centre_is_uniform():
     size, lam = (4, 6), 0.6
     centres = torch.tensor(list(itertools.product(*map(range, size))))
-    expected = outside(*cut_box(torch.full((24,), lam), size, centres), size).mean(dim=0)
+    expected = outside(*cut_boxes(torch.full((24,), lam), size, centres), size).mean(dim=0)
     x = torch.zeros(4000, 1, *size)
     found = cutmix(x, torch.zeros(4000), per_sample=True, lam=lam, generator=draw()).recipe.mask.mean(dim=0)
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0)

@@ -45,6 +45,32 @@ def test_stop_zero_is_plain_training_and_stop_one_is_mixup_bit_for_bit():
         assert torch.equal(weights, others)
 
 
+def planned(method, epochs=3, batches=4):
+    """Losses with the rows of whole epochs asked for at once, and the generator's state after each epoch."""
+    model = net()
+    method.setup(model, om.Classification(3), steps=epochs * batches, generator=seeded(1))
+    x, y = torch.randn(24, 6, generator=seeded(3)), torch.arange(24) % 3
+    losses, states = [], []
+    for _ in range(epochs):
+        for rows, guests in method.plan(torch.arange(24).split(6)):
+            assert guests is None
+            losses.append(float(method.loss(model, om.Batch(x[rows], y[rows])).detach()))
+            method.after_step()
+        states.append(method.generator.get_state())
+    return losses, states
+
+
+def test_epochs_planned_at_once_mix_up_to_the_switch_and_draw_no_more():
+    (full, _), (plain, _) = planned(om.create("mixup")), planned(om.ERM())
+    assert planned(EarlyStopped(1.0))[0] == full
+    assert planned(EarlyStopped(0.0))[0] == plain
+    losses, states = planned(EarlyStopped(0.5))
+    assert losses[:4] == full[:4]
+    assert losses[6:] == plain[6:]
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(states[1], states[2])
+
+
 def test_it_is_mixup_before_the_switch_and_plain_after_it():
     model = net()
     method, mixup = EarlyStopped(0.4), om.create("mixup")

@@ -58,7 +58,7 @@ def _plots(result: Result) -> list[dict[str, str]]:
         ("valid", plots.curve("valid_loss", "Validation loss"), 3.6, "Validation loss by epoch"),
         ("train", plots.curve("train_loss", "Training loss, as each method defines it"), 3.6, "Training loss by epoch"),
     ]
-    if len(result.ranking) < 2:
+    if not any(summary.difference for summary in result.summaries):
         drawn = [plot for plot in drawn if plot[0] not in ("differences", "cost")]
     return [
         {"name": name, "text": text, "svg": Markup(plots.svg(name, draw, result, tall))}

@@ -198,7 +198,7 @@ def picture(result: Result, path: Path) -> None:
     """The ranking and the differences side by side, as PNG."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(11, height_for(len(result.ranking)) + 0.4))
-        title = f"{result.data['name']}: test {result.primary} over {len(result.settings.seeds)} seeds"
+        title = f"{result.data['name']}: test {result.primary} over {result.span}"
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         left, right = figure.subplots(1, 2)
         ranking(result, left)

@@ -11,7 +11,9 @@ Features", ICCV 2019, arXiv 1905.04899. Cost: 1 (one copy of the batch, and the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +23,24 @@ from ...core.operation import Context, Operation, blend, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.preset import mix_once
 from ...core.random import integers
-from ...core.ratio import Beta, complete
+from ...core.ratio import Beta
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.tree import Tree
 
 
-def cut_box(lam: Tensor, size: Sequence[int], centre: Tensor) -> tuple[Tensor, Tensor]:
-    """First cells in the boxes and first cells behind them, (G, d) each.
+def cut_box(lam: float, size: Sequence[int], centre: Sequence[int]) -> list[slice]:
+    """The clipped box around the cell `centre` of a grid `size`, of 1 - lam of its volume before clipping."""
+    # The small number keeps half of 10 * sqrt(.64) at 4, although lam is a float32.
+    half = [int(side * 0.5 * (1.0 - lam) ** (1.0 / len(size)) + 1e-5) for side in size]
+    return [slice(max(c - h, 0), min(c + h, side)) for c, h, side in zip(centre, half, size, strict=True)]
 
-    lam: (G,) shares to keep. size: d sides. centre: (G, d) cells. Volume before clipping: 1 - lam of the whole.
-    """
+
+def cut_boxes(lam: Tensor, size: Sequence[int], centre: Tensor) -> tuple[Tensor, Tensor]:
+    """`cut_box` for lam (G,) and centres (G, d): first cells in the boxes and first cells behind them, (G, d) each."""
     side = torch.tensor(size, device=lam.device)
-    # The small number keeps a side of 10 * sqrt(.64) at 8, although lam is a float32.
-    cut = (side * (1.0 - lam.double()).pow(1.0 / len(size)).unsqueeze(1) + 1e-5).long()
-    return (centre - cut // 2).clamp(min=0), torch.minimum(centre + cut // 2, side)
+    half = (side * (0.5 * (1.0 - lam.double()) ** (1.0 / len(size))).unsqueeze(1) + 1e-5).long()
+    return (centre - half).clamp_(min=0), torch.minimum(centre + half, side)
 
 
 def outside(low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
@@ -60,27 +65,38 @@ class CutBox(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, source = spatial_size(x, recipe), context.generator
-        partner, lam = recipe.partner[:, 1], recipe.lam if self.per_sample else recipe.lam[:1]
-        centre = torch.stack([integers(side, len(lam), generator=source) for side in size], dim=1)
-        low, high = cut_box(lam, size, centre.to(lam.device))
-        mask = outside(low, high, size)
-        cut = ((high - low) / torch.tensor(size, device=low.device)).prod(dim=1)
-        share = complete(torch.stack((1.0 - cut, cut), dim=1)).expand(len(partner), 2)
-        needs_grad = torch.is_grad_enabled() and x.requires_grad
-        # Copying only the boxes pays where images are large; elsewhere its calls cost more than they save.
-        if x.device.type == "cpu" and not needs_grad and x[0].numel() >= 2**16:
-            mixed = _paste(x, partner, low.expand(len(partner), -1), high.expand(len(partner), -1))
+        partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
+        lam = lam if self.per_sample else lam[:1]
+        draws = [integers(side, len(lam), generator=source) for side in size]
+        boxes: list[Any] = []
+        if x.device.type == "cpu" and not self.per_sample:  # numbers are faster than tensors of one number
+            boxes = [(..., *cut_box(float(lam), size, [int(draw) for draw in draws]))]
+            mask = torch.ones(1, 1, *size)
+            mask[boxes[0]] = 0.0
+            kept = torch.tensor([1.0 - math.prod(b.stop - b.start for b in boxes[0][1:]) / math.prod(size)])
         else:
+            low, high = cut_boxes(lam, size, torch.stack(draws, dim=1).to(x.device))
+            mask = outside(low, high, size)
+            kept = 1.0 - (high - low).prod(dim=1) / math.prod(size)
+            if x.device.type == "cpu":
+                boxes = [(..., *map(slice, *edges)) for edges in zip(low.tolist(), high.tolist(), strict=True)]
+        share = torch.stack((kept, 1.0 - kept), dim=1).expand(len(partner), 2)
+        if not boxes or x[0].numel() < 2**16 or (x.requires_grad and torch.is_grad_enabled()):
             mixed = blend(x, partner, mask.to(x.dtype))
+        else:
+            mixed = _copy(x, partner, boxes)
         return mixed, recipe.with_share(share, mask)
 
 
-def _paste(x: Tensor, partner: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    out = x[: len(partner)].clone()
-    for own, guest, start, stop in zip(out.unbind(), partner.tolist(), low.tolist(), high.tolist(), strict=True):
-        box = (slice(None), *map(slice, start, stop))
-        own[box] = x[guest][box]
-    return out
+def _copy(x: Tensor, partner: Tensor, boxes: list[Any]) -> Tensor:
+    """What `blend` gives, faster for large images on the CPU: only the boxes are gathered."""
+    mixed = x[: len(partner)].clone()
+    if len(boxes) == 1:
+        torch.index_select(x[boxes[0]], 0, partner, out=mixed[boxes[0]])
+    else:
+        for own, guest, box in zip(mixed.unbind(), partner.tolist(), boxes, strict=True):
+            own[box] = x[guest][box]
+    return mixed
 
 
 def cutmix(

@@ -12,6 +12,7 @@ the labels by the lam drawn, not by the mask; `reference=True` does so too: publ
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -77,12 +78,14 @@ def fourier_fields(
     if noise is None:
         source = resolve(generator)
         noise = torch.randn(count, *scale.shape, 2, generator=source, device=source.device)
+    else:
+        noise = noise.clone()
     noise = noise.to(device or noise.device)
     scale = scale.to(noise)
     if reference:
         spectrum = torch.complex(noise[:, 0] * scale[0, ..., None], noise[:, 1] * scale[1, ..., None])
     else:
-        spectrum = torch.view_as_complex(noise) * scale
+        spectrum = torch.view_as_complex(noise).mul_(scale)
     axes = tuple(range(1, len(size) + 1))
     # Two steps: a several-axes complex-to-real transform of a spectrum without symmetry depends on the library.
     if len(size) > 1:
@@ -115,7 +118,7 @@ def binarise(
     down, up = (lam * cells + slack).floor(), (lam * cells - slack).ceil()
     keep = torch.where(round_up.to(field.device), up, down).long()
     if _softness(max_soft) == 0:
-        mask = (flat >= _nth_largest(flat, keep)).to(field.dtype)
+        mask = torch.ge(flat, _nth_largest(flat, keep), out=torch.empty_like(flat))
     else:
         soft = (torch.minimum(lam, 1.0 - lam).clamp(max=max_soft) * cells + slack).long().unsqueeze(1)
         rank = torch.arange(cells, device=field.device)
@@ -135,12 +138,28 @@ def _nth_largest(flat: Tensor, n: Tensor) -> Tensor:
     """(G, 1) the n-th largest value of each row; infinity for n = 0."""
     cells = flat.shape[1]
     if flat.device.type == "cpu":  # selection takes one n at a time, and is yet eight times as fast as sorting
-        rows = zip(flat, n.tolist(), strict=True)
-        return torch.stack([r.kthvalue(cells + 1 - k).values if k else r.new_tensor(torch.inf) for r, k in rows])[
-            :, None
-        ]
+        none = flat.new_tensor(torch.inf)
+        found = [row.kthvalue(cells + 1 - k).values if k else none for row, k in zip(flat, n.tolist(), strict=True)]
+        return torch.stack(found).unsqueeze(1)
     ordered = torch.cat((flat.new_full((len(flat), 1), torch.inf), flat.sort(dim=1, descending=True).values), dim=1)
     return ordered.gather(1, n.unsqueeze(1))
+
+
+def fourier_masks(
+    lam: Tensor,
+    size: Sequence[int],
+    decay: float = 3.0,
+    *,
+    max_soft: float = 0.0,
+    reference: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(G, 1, *size) float32 masks of mean lam (G,), up to a cell; see `fourier_fields` and `binarise`."""
+    source, masks = resolve(generator), []
+    for part in torch.split(lam, max(1, 2**20 // math.prod(size))):  # so many at a time as a processor's cache takes
+        field = fourier_fields(size, len(part), decay, reference=reference, generator=source, device=lam.device)
+        masks.append(binarise(field, part, max_soft, generator=source))
+    return torch.cat(masks).unsqueeze(1)
 
 
 class FourierMask(Operation):
@@ -160,17 +179,17 @@ class FourierMask(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, source = spatial_size(x, recipe), context.generator
-        rows, drawn = len(recipe.partner), recipe.share if self.per_sample else recipe.share[:1]
-        field = fourier_fields(
-            size, len(drawn), self.decay, reference=self.reference, generator=source, device=x.device
+        partner, share = recipe.partner[:, 1].to(x.device), recipe.share.to(x.device)
+        drawn = share if self.per_sample else share[:1]
+        mask = fourier_masks(
+            drawn[:, 0], size, self.decay, max_soft=self.max_soft, reference=self.reference, generator=source
         )
-        mask = binarise(field, drawn[:, 0], self.max_soft, generator=source).unsqueeze(1)
         kept = mask.flatten(1).mean(dim=1)
-        share = complete(torch.stack((kept, 1.0 - kept), dim=1)).expand(rows, 2)
+        share = complete(torch.stack((kept, 1.0 - kept), dim=1)).expand(len(partner), 2)
         applied = recipe.with_share(share, mask)
         if self.reference:
-            applied = replace(applied, label_share=drawn.expand(rows, 2))
-        return blend(x, recipe.partner[:, 1], mask.to(x.dtype)), applied
+            applied = replace(applied, label_share=drawn.expand(len(partner), 2))
+        return blend(x, partner, mask.to(x.dtype)), applied
 
 
 class SizeBiased(Ratio):

@@ -3,7 +3,8 @@
     x~_i = lam x_i + (1 - lam) x_pi(i),   y~_i = lam y_i + (1 - lam) y_pi(i),   lam ~ Beta(alpha, alpha)
 
 Source: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412.
-Cost: 1 (one forward pass on mixed samples). The permutation pi may have fixed points, as in the reference.
+Cost: 1 (one forward pass on mixed samples; the mixing reads the batch twice and writes it once, per batch or per
+sample). The permutation pi may have fixed points, as in the reference.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from .c_mixup import CMixup, c_mixup
 from .controls import PairsWithoutMixing, Resampled, ResamplingOnly, controls
 from .effective import Effective, effective_distribution, entropy, report
 from .label_kernel import BatchLabelKernel, LabelKernel, label_kernel_probabilities
+from .neighbours import Neighbours
+from .regmix_regression import RegMix
 from .selective_mixup import Criterion, Either, Lisa, SelectiveMixup
 
 __all__ = [
@@ -14,7 +16,9 @@ __all__ = [
     "Either",
     "LabelKernel",
     "Lisa",
+    "Neighbours",
     "PairsWithoutMixing",
+    "RegMix",
     "Resampled",
     "ResamplingOnly",
     "SelectiveMixup",

@@ -2,13 +2,14 @@
 
     phi <- phi - eta mean_i [ A grad log pi_phi(a_i | z_i) - w grad H(pi_phi(. | z_i)) ],   A = (v - baseline) / spread
 
-v: the loss that followed the choices a; baseline and spread: moving average and deviation of the losses before it. Dividing
-by the spread is ours: it keeps the entropy weight w meaningful for any unit of the loss.
+v: the loss that followed the choices a; baseline and spread: moving average and deviation of the losses before it.
+Dividing by the spread is ours: it keeps the entropy weight w meaningful for any unit of the loss.
 Source: Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -45,11 +46,11 @@ class Policy:
     ) -> None:
         sizes = [inputs, 100, 100, 100, count]
         self.weights = []
-        for layer, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (a, b) in enumerate(itertools.pairwise(sizes)):
             bound = math.sqrt(6 / a) * (0.01 if layer == 3 else 1.0)
             weight = (2 * uniform(a, b, generator=generator).cpu() - 1) * bound
             self.weights += [weight.float().requires_grad_(), torch.zeros(b, requires_grad=True)]
-        self.optimizer = torch.optim.Adam(self.weights, lr=lr)
+        self.optimizer = torch.optim.Adam(self.weights, lr=lr, fused=True)
         self.generator, self.entropy, self.window = generator, entropy, window
         self.baseline: float | None = None
         self.spread = 0.0

@@ -9,7 +9,7 @@ the input share (`label_ratio`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,12 @@ class EarlyStopped(Method):
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.inner.rows(index) if self.mixing else (index, None)
+
+    def plan(self, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor | None]]:
+        left = self.switch - self.steps_done
+        if left > 0:
+            yield from self.inner.plan(batches[:left])
+        yield from ((index, None) for index in batches[max(left, 0) :])
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         if self.mixing:

@@ -1,0 +1,162 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from omnimix.cli import main
+
+SMALL = ["--epochs", "2", "--net", "mlp:hidden=4", "--jobs", "1"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """(exit status, standard output, standard error) of a command line, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["omnimix", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("omnimix.compare.report._plots", lambda result: [])
+    monkeypatch.setattr("omnimix.compare.report.plots.picture", lambda result, path: None)
+
+
+@pytest.fixture
+def table(tmp_path):
+    lines = ["size,kind,price", *(f"{i % 17},{'ab'[i % 2]},{3.5 * (i % 17) + i % 2}" for i in range(80))]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(call, table):
+    code, out, err = call(
+        "compare", "--data", table, "--target", "price", "--methods", "erm,mixup:alpha=0.50", "--seeds", "2",
+        "--json", *SMALL,
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert out.count("\n") == 1
+    assert told["data"] == str(table)
+    assert [(r["method"], r["seed"]) for r in told["rows"]] == [
+        ("erm", 0), ("erm", 1), ("mixup:alpha=0.5", 0), ("mixup:alpha=0.5", 1),
+    ]  # fmt: skip
+    assert os.path.exists(told["report"])
+    assert told["store"] == os.path.join("omnimix-out", "mine", "store.db")
+    assert "[4/4] mixup:alpha=0.5, seed 1: rmse" in err
+    assert "s left" in err
+    assert "mixup:alpha=0.5 " in err
+    assert "regression: the target 'price' has" in err
+
+
+def test_the_table_goes_to_stdout_and_quiet_is_quiet(call, table):
+    arguments = ["compare", "--data", table, "--target", "price", "--methods", "mixup,c-mixup", "--seeds", "3,5"]
+    code, out, _ = call(*arguments, "--baseline", "c-mixup", "--out", "here", *SMALL)
+    assert code == 0
+    assert "minus c-mixup" in out
+    assert "test rmse over 2 seeds" in out
+    assert "Report: here/report.html" in out
+    assert "\x1b" not in out
+    code, out, err = call(*arguments, "--out", "here", "--quiet", *SMALL)
+    assert (code, out, err) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "airfol"], "did you mean 'airfoil'"),
+        (["--data", "airfoil", "--methods", "erm,mixpu"], "there is no method 'mixpu'; did you mean 'mixup'"),
+        (["--data", "airfoil", "--methods", "mixup:alpa=2"], "did you mean 'alpha'"),
+        (["--data", "airfoil", "--methods", "mixup,mixup"], "listed twice"),
+        (["--data", "airfoil", "--methods", "mixup", "--baseline", "erm"], "not among the methods"),
+        (["--data", "airfoil", "--seeds", "none"], "seeds must be"),
+        (["--data", "airfoil", "--epochs", "0"], "epochs = 0"),
+        (["--data", "airfoil", "--label-noise", "2"], "label_noise = 2"),
+        (["--data", "airfoil", "--label-noise", "0.1"], "label noise replaces class labels"),
+        (["--data", "airfoil", "--protocol", "cmixup"], "no protocol 'cmixup'"),
+        (["--data", "digits", "--protocol", "c-mixup"], "defined for airfoil, no2"),
+        (["--data", "airfoil", "--net", "rnn"], "no network 'rnn'"),
+        (["--data", "airfoil", "--jobs", "0"], "jobs must be"),
+        (["--data", "digits", "--batch", "401"], "more than the 400 training rows"),
+        (["--data", "airfoil", "--target", "x"], "no meaning for built-in"),
+        (["--data", "mine.csv"], "--target"),
+        (["--data", "mine.csv", "--target", "prize"], "did you mean 'price'"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(call, table, arguments, message):
+    code, out, err = call("compare", *arguments, "--json")
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not os.path.exists("omnimix-out") or not any(
+        f.endswith("report.html") for _, _, files in os.walk("omnimix-out") for f in files
+    )
+
+
+def test_a_failed_run_is_status_1_with_the_others_in_the_table(call, table, monkeypatch):
+    import omnimix.compare.jobs as jobs
+
+    really = jobs._run
+
+    def failing(job, plan, progress):
+        if job.method.name == "mixup":
+            raise RuntimeError("out of luck")
+        return really(job, plan, progress)
+
+    monkeypatch.setattr(jobs, "_run", failing)
+    code, out, err = call("compare", "--data", table, "--target", "price", "--methods", "erm,mixup", "--json", *SMALL)
+    assert code == 1
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["ok"] * 5 + ["failed"] * 5
+    assert "failed: mixup, seed 0: RuntimeError: out of luck" in err
+    assert "no run ended well" in err
+
+
+def start(folder, *more):
+    arguments = [
+        "compare", "--data", "digits", "--methods", "erm,mixup:alpha=2", "--seeds", "3", "--epochs", "12",
+        "--jobs", "1", "--out", str(folder), "--json", *more,
+    ]  # fmt: skip
+    command = [sys.executable, "-c", "from omnimix.cli import main; main()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_at_any_moment_it_continues_and_gives_the_same(tmp_path):
+    killed = start(tmp_path)
+    for line in killed.stderr:
+        if line.startswith("[2/6]"):
+            time.sleep(0.05)
+            os.kill(killed.pid, signal.SIGKILL)
+            break
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    with sqlite3.connect(tmp_path / "store.db") as store:
+        before = set(store.execute("SELECT key, finished FROM runs"))
+    assert 2 <= len(before) < 6
+    resumed = start(tmp_path)
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert f"{len(before)} of 6 runs are in the store already" in err
+    with sqlite3.connect(tmp_path / "store.db") as store:
+        after = set(store.execute("SELECT key, finished FROM runs"))
+    assert before < after
+    assert len(after) == 6
+
+    from omnimix.compare import compare, settings
+
+    asked = settings(data="digits", methods=("erm", "mixup:alpha=2"), seeds=(0, 1, 2), epochs=12)
+    undisturbed = compare(asked, tmp_path / "other", workers=1)
+    assert [row["metrics"] for row in json.loads(out)["rows"]] == [run.metrics for run in undisturbed.runs]

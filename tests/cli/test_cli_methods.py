@@ -1,0 +1,62 @@
+import json
+import sys
+
+import pytest
+
+import omnimix
+from omnimix.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["omnimix", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_the_list_holds_every_method_with_its_parameters(call):
+    code, out, _ = call("methods", "--json")
+    assert code == 0
+    cards = {card["name"]: card for card in json.loads(out)}
+    assert list(cards) == omnimix.methods()
+    assert cards["mixup"]["parameters"]["alpha"] == 1.0
+    assert "ICLR 2018" in cards["mixup"]["paper"]
+    assert cards["erm"]["package"] == "omnimix"
+
+
+def test_filters(call):
+    listed = [card["name"] for card in json.loads(call("methods", "--task", "regression", "--json")[1])]
+    assert listed == omnimix.methods(task="regression")
+    assert json.loads(call("methods", "--level", "models", "--json")[1]) == []
+    code, out, err = call("methods", "--task", "clustering")
+    assert (code, out) == (2, "")
+    assert "task must be one of" in err
+
+
+def test_the_table_is_plain_where_there_is_no_terminal(call):
+    code, out, _ = call("methods", "--task", "classification")
+    assert code == 0
+    assert "mixup" in out
+    assert "alpha=1" in out
+    assert "\x1b" not in out
+
+
+def test_version_and_help(call):
+    assert call("--version")[:2] == (0, f"omnimix {omnimix.__version__}\n")
+    code, out, _ = call("compare", "--help")
+    assert code == 0
+    for option in ("--data", "--methods", "--seeds", "--target", "--label-noise", "--noise-seed", "--json", "--jobs"):
+        assert option in out
+
+
+def test_a_missing_extra_is_said_in_one_line_with_the_remedy(call, monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("omnimix.cli.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    code, _, _ = call("methods")
+    assert code == 'omnimix: the command line needs typer: pip install "omnimix[compare]"'

@@ -1,0 +1,96 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from omnimix.compare.engine import run_jobs, shared_fractions
+from omnimix.compare.run import make_plan
+from omnimix.compare.spec import settings
+from omnimix.compare.store import Failure, Run
+from omnimix.core import registry
+from omnimix.core.method import Method
+from omnimix.core.task import Regression
+from omnimix.data import Source
+
+
+class Raises(Method):
+    """Fails at the first step."""
+
+    def loss(self, model, batch, **streams):
+        raise RuntimeError("this method always fails")
+
+
+class Dies(Method):
+    """Takes its process with it, as the kernel does when memory ends."""
+
+    def loss(self, model, batch, **streams):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+for method in (Raises, Dies):  # as if a user's script had made them
+    method.__module__ = method.loss.__module__ = "__main__"
+
+
+@pytest.fixture
+def plugins():
+    for name, factory in (("test-raises", Raises), ("test-dies", Dies)):
+        registry.register(name, paper="none")(factory)
+    yield
+    for name in ("test-raises", "test-dies"):
+        registry._methods.pop(name)
+
+
+def plan_of(methods, seeds=(0, 1)):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 3, generator=generator)
+    source = Source("toy", x, x.sum(1), Regression(1), "table")
+    return make_plan(settings(data="toy", methods=methods, seeds=seeds, epochs=2, net="mlp:hidden=4"), source)[1:]
+
+
+def outcomes(methods, workers, **more):
+    plan, jobs = plan_of(methods, **more)
+    with shared_fractions(len(jobs)) as fractions:
+        found = {(o.method, o.seed): o for o in run_jobs(jobs, plan, workers, fractions)}
+        assert fractions[: len(jobs)].tolist() == [1.0] * len(jobs)
+    assert len(found) == len(jobs)
+    return found
+
+
+def test_results_do_not_depend_on_the_number_of_processes_and_failures_stop_nothing(plugins):
+    methods = ("erm", "test-raises", "c-mixup")
+    threads = torch.get_num_threads()
+    alone, together = outcomes(methods, 1), outcomes(methods, 2)
+    assert torch.get_num_threads() == threads
+    for key, outcome in alone.items():
+        if key[0] == "test-raises":
+            for fault in (outcome, together[key]):
+                assert isinstance(fault, Failure)
+                assert fault.error == "RuntimeError: this method always fails"
+        else:
+            assert isinstance(outcome, Run), outcome
+            assert isinstance(together[key], Run), together[key].traceback
+            assert together[key].metrics == outcome.metrics
+            assert together[key].key == outcome.key
+            assert [row["train_loss"] for row in together[key].history] == [r["train_loss"] for r in outcome.history]
+
+
+def test_a_run_whose_process_dies_is_a_failure_and_the_others_go_on(plugins):
+    found = outcomes(("erm", "test-dies"), 2, seeds=(0,))
+    assert isinstance(found["erm", 0], Run), found["erm", 0].traceback
+    assert "killed" in found["test-dies", 0].error
+
+
+def test_progress_is_seen_while_jobs_run():
+    plan, jobs = plan_of(("erm",), seeds=(0,))
+    seen = []
+
+    class Spy(np.ndarray):
+        def __setitem__(self, place, value):
+            seen.append(float(value))
+            super().__setitem__(place, value)
+
+    list(run_jobs(jobs, plan, 1, np.zeros(1).view(Spy)))
+    assert seen[1:] == [0.5, 1.0, 1.0]
+    assert 0 < seen[0] < 1e-6

@@ -1,0 +1,162 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import omnimix.train
+from omnimix.compare.jobs import check, execute, make_jobs, make_network, method_code
+from omnimix.compare.run import make_plan
+from omnimix.compare.spec import Spec, settings
+from omnimix.compare.store import Failure, Run
+from omnimix.core import registry
+from omnimix.core.method import Method
+from omnimix.core.task import Classification
+from omnimix.data import Source, load
+from omnimix.train import Fit
+
+
+def planned(**given):
+    asked = {"data": "airfoil", "methods": ("erm", "mixup"), "seeds": (0, 1), **given}
+    return make_plan(settings(**asked))
+
+
+def keys(**given):
+    return {job.key for job in planned(**given)[2]}
+
+
+def test_seed_by_seed_and_the_same_again():
+    jobs = planned()[2]
+    assert [(str(j.method), j.seed) for j in jobs] == [("erm", 0), ("mixup", 0), ("erm", 1), ("mixup", 1)]
+    assert len({j.key for j in jobs}) == 4
+    assert [j.key for j in planned()[2]] == [j.key for j in jobs]
+
+
+def test_the_key_depends_on_all_that_decides_a_result_and_on_nothing_else():
+    before = keys()
+    assert keys(methods=("erm", "mixup", "c-mixup")) > before
+    assert keys(baseline="mixup", methods=("mixup", "erm")) == before
+    assert keys(noise_seed=5) == before  # without noise it decides nothing
+    for change in ({"epochs": 7}, {"lr": 0.1}, {"batch": 8}, {"net": "mlp:hidden=8"}, {"protocol": "c-mixup"}):
+        assert not keys(**change) & before
+    noisy = keys(data="digits", label_noise=0.4)
+    assert not noisy & keys(data="digits", label_noise=0.4, noise_seed=1)
+
+
+def test_parameters_of_user_protocol_and_method_in_this_order():
+    methods = ("mixup", "mixup:alpha=3", "manifold-mixup", "c-mixup")
+    jobs = planned(protocol="c-mixup", methods=methods, seeds=(0,))[2]
+    assert [job.parameters for job in jobs] == [
+        {"alpha": 2},
+        {"alpha": 3},
+        {"alpha": 2, "taps": ("block1",)},
+        {"alpha": 2, "bandwidth": 1.75, "place": "block1"},
+    ]
+    assert planned(methods=("mixup",))[2][0].parameters == {}
+
+
+def test_one_seed_gives_all_methods_the_same_weights():
+    plan = planned()[1]
+    first, again, other = (make_network(plan, seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_unknown_networks_and_options_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="no network 'mpl'; did you mean 'mlp'"):
+        planned(net="mpl")
+    with pytest.raises(ValueError, match="no option 'hiden'; did you mean 'hidden'"):
+        planned(net="mlp:hiden=3")
+    assert [
+        m.shape[0] for n, m in make_network(planned(net="mlp:hidden=8")[1], 0).state_dict().items() if "weight" in n
+    ] == [8, 1]
+
+
+def test_methods_that_do_not_fit_the_data_are_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="c-mixup is for regression; digits is classification"):
+        planned(data="digits", methods=("c-mixup",))
+    with pytest.raises(ValueError, match="cutmix needs image inputs; airfoil is a table"):
+        planned(methods=("cutmix",))
+    with pytest.raises(ValueError, match="lisa needs the domain"):
+        planned(data="wine", methods=("lisa",))
+    with pytest.raises(ValueError, match="label noise replaces class labels"):
+        planned(label_noise=0.4)
+    check(Spec.parse("cutmix"), {}, load("digits"))
+
+
+def test_the_usual_methods_of_a_task():
+    assert planned(methods=())[0].methods == ("erm", "mixup", "manifold-mixup", "c-mixup")
+    assert "cutmix" in planned(data="digits", methods=())[0].methods
+    assert "cutmix" not in planned(data="wine", methods=())[0].methods
+
+
+def stub(monkeypatch, **changes):
+    """`fit` that only reports what it was given."""
+    seen = {}
+
+    def fit(method, model, data, budget, *, seed, checkpoint, progress):
+        seen.update(method=method, data=data, budget=budget, seed=seed)
+        progress(1, 4, {})
+        return Fit([{"epoch": 1, "train_loss": 1.0}], 1, 2.0, 0.5, 100)
+
+    monkeypatch.setattr(omnimix.train, "fit", fit)
+    monkeypatch.setattr(omnimix.train, "evaluate", lambda *a, **k: {"rmse": 1.0, "mape": float("nan"), **changes})
+    return seen
+
+
+def test_a_run_holds_what_training_gave(monkeypatch):
+    seen = stub(monkeypatch)
+    _, plan, jobs = planned(epochs=9)
+    shares = []
+    run = execute(jobs[1], plan, shares.append)
+    assert isinstance(run, Run)
+    assert (run.method, run.seed, run.key, run.data) == ("mixup", 0, jobs[1].key, plan.source.digest)
+    assert run.metrics == {"rmse": 1.0, "mape": None}
+    assert (run.seconds, run.step_seconds, run.peak_memory, run.best_epoch) == (2.0, 0.5, 100, 1)
+    assert run.versions["torch"] == torch.__version__
+    assert shares == [0.25]
+    assert (seen["seed"], seen["budget"].epochs, len(seen["data"].train)) == (0, 9, 902)
+
+
+def test_domains_get_rows_of_their_own(monkeypatch):
+    stub(monkeypatch, **{"rmse@0": 1.0, "rmse@1": 2.0, "worst_domain": 2.0})
+    source = load("airfoil")
+    source = replace(source, domain=torch.arange(len(source)) % 2, domain_names=("north", "south"), digest="")
+    plan, jobs = make_plan(settings(data="airfoil", methods=("erm",), seeds=(0,)), source)[1:]
+    run = execute(jobs[0], plan)
+    assert run.domains == {"north": {"rmse": 1.0}, "south": {"rmse": 2.0}}
+    assert run.metrics == {"rmse": 1.0, "mape": None, "worst_domain": 2.0}
+
+
+def test_a_broken_run_is_a_failure_with_traceback_and_configuration(monkeypatch):
+    stub(monkeypatch, rmse=float("inf"))
+    _, plan, jobs = planned()
+    fault = execute(jobs[0], plan)
+    assert isinstance(fault, Failure)
+    assert fault.error == "ValueError: the test rmse is inf"
+    assert "Traceback" in fault.traceback
+    assert fault.config == jobs[0].config
+
+
+def test_the_code_of_a_plug_in_is_part_of_its_key():
+    @registry.register("test-plugin-code", paper="none")
+    class Plugin(Method):
+        """Plain."""
+
+    try:
+        assert method_code("test-plugin-code").startswith(method_code("erm") + "+")
+    finally:
+        registry._methods.pop("test-plugin-code")
+
+
+def test_the_split_of_a_seed_is_the_same_for_all_methods(monkeypatch):
+    seen = stub(monkeypatch, accuracy=1.0)
+    x = torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    source = Source("toy", x, torch.arange(60) % 3, Classification(3), "table", class_names=("a", "b", "c"))
+    plan, jobs = make_plan(settings(data="toy", methods=("erm", "mixup"), seeds=(0,), label_noise=0.5), source)[1:]
+    parts = []
+    for job in jobs:
+        assert isinstance(execute(job, plan), Run)
+        parts.append(seen["data"])
+    assert torch.equal(parts[0].train.x, parts[1].train.x)
+    assert torch.equal(parts[0].train.y, parts[1].train.y)
+    assert make_jobs(settings(data="toy", methods=("erm",), seeds=(0,), label_noise=0.5), plan)[0].key == jobs[0].key

@@ -1,0 +1,124 @@
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from omnimix.compare import report
+from omnimix.compare.report import duration, page
+from omnimix.compare.result import Result, show_interval, show_p, signed
+from omnimix.compare.spec import settings
+from omnimix.compare.statistics import Estimate
+from omnimix.compare.store import Failure, Run
+
+VALUES = {
+    "erm": (2.0, 2.2, 2.1, 2.3, 2.15),
+    "mixup:alpha=2": (3.0, 3.3, 3.05, 3.4, 3.1),
+    "c-mixup": (2.0, 2.3, 2.0, 2.3, 2.2),
+}
+
+
+def result(folder: Path, values=VALUES, failures=(), **more) -> Result:
+    seeds = tuple(range(max(map(len, values.values()), default=1)))
+    runs = [
+        Run(
+            f"{name}{seed}", name, seed, "digest", "code", {}, {"rmse": value, "r2": 0.5 + value / 100}, {},
+            [{"epoch": e, "train_loss": 5 / e, "valid_loss": 4 / e + value} for e in (1, 2, 3)],
+            3, 1.5, 0.01 * (1 + len(name)), 10**9, "cpu", {"torch": "2.12"},
+        )
+        for name, column in values.items()
+        for seed, value in enumerate(column)
+    ]  # fmt: skip
+    names = tuple(dict.fromkeys([*values, *(f.method for f in failures)]))
+    facts = {
+        "name": "toy<set>", "rows": 100, "inputs": "3", "task": "regression", "target": "y", "domains": [],
+        "split": [60, 20, 20], "notes": ["2 cells of 'a' were imputed & counted"], "digest": "abc",
+    }  # fmt: skip
+    budget = {"epochs": 3, "optimizer": "adam", "momentum": 0.9, "milestones": []}
+    held = {"name": "default", "source": "ours", "network": "mlp", "budget": budget}
+    given = {"pending": 0, "foreign": 0, **more}
+    return Result(
+        settings(data="toy", methods=names, seeds=seeds), facts, held, {name: {"alpha": 2} for name in names}, "rmse",
+        runs, list(failures), store=folder / "store.db", folder=folder, **given,
+    )  # fmt: skip
+
+
+def test_best_first_and_the_verdicts(tmp_path):
+    made = result(tmp_path)
+    assert [s.method for s in made.ranking] == ["erm", "c-mixup", "mixup:alpha=2"]
+    by_name = {s.method: s for s in made.summaries}
+    assert made.verdict(by_name["mixup:alpha=2"]).startswith("mixup:alpha=2 is worse than erm: rmse +1.02")
+    assert made.verdict(by_name["c-mixup"]).startswith("c-mixup cannot be told apart from erm")
+    up = Result(**{**vars_of(made), "primary": "r2"})
+    assert up.ranking[0].method == "mixup:alpha=2"
+    assert up.verdict({s.method: s for s in up.summaries}["mixup:alpha=2"]).startswith(
+        "mixup:alpha=2 is better than erm"
+    )
+
+
+def vars_of(made: Result) -> dict:
+    return {name: getattr(made, name) for name in made.__dataclass_fields__}
+
+
+def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
+    text = page(result(tmp_path))
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    assert "url(http" not in text
+    assert "<script" not in text
+    assert "toy&lt;set&gt;" in text
+    assert "toy<set>" not in text
+    assert "imputed &amp; counted" in text
+    assert "momentum" not in text.split("What was held equal")[1].split("Notes on the data")[0]
+
+
+def test_the_pictures_are_svg_with_ids_of_their_own(tmp_path):
+    text = page(result(tmp_path))
+    pictures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(pictures) == 6
+    for picture in pictures:
+        ET.fromstring(picture.replace("xlink:href", "href"))
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', "".join(pictures)):
+        assert target in ids
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"erm": (1.0,)},
+        {"erm": (1.0,), "mixup": (2.0,)},
+        {"erm": (1.0, 1.0), "mixup": (1.0, 1.0)},
+        {"mixup": (1.0, 2.0), "cutmix": (3.0,)},
+        {},
+    ],
+)
+def test_odd_comparisons_have_a_page_too(tmp_path, values):
+    fault = Failure("k", "erm", 0, {"seed": 0}, "RuntimeError: lost", "Traceback: lost", {})
+    made = result(tmp_path, values, failures=[fault])
+    path = report.write(made)
+    assert "RuntimeError: lost" in path.read_text()
+    assert (tmp_path / "summary.png").exists() == bool(values)
+
+
+def test_warnings(tmp_path):
+    assert result(tmp_path).warnings == []
+    said = " ".join(result(tmp_path, {"erm": (1.0, 2.0)}, pending=3, foreign=2).warnings)
+    assert "3 runs have not ended" in said
+    assert "with 2 seeds" in said
+    assert "2 runs in the store were made by other versions" in said
+
+
+def test_decimals_follow_the_spread(tmp_path):
+    assert result(tmp_path, {"erm": (2.0, 2.2)}).places("rmse") == 2
+    assert result(tmp_path, {"erm": (200.0, 260.0)}).places("rmse") == 0
+    assert result(tmp_path, {"erm": (0.93411, 0.93422)}).places("rmse") == 6
+    assert result(tmp_path, {"erm": (0.5,)}).places("rmse") == 3
+
+
+def test_how_numbers_are_written():
+    assert [show_p(p) for p in (0.0004, 0.0321, 0.5)] == ["< 0.001", "0.032", "0.50"]
+    assert show_interval((-1.0, 2.0), 1, "+") == "[-1.0, +2.0]"
+    assert show_interval(None, 1) == ""
+    assert signed(Estimate(3, 0.5, 1.0, (0.25, 0.75)), 2) == "+0.50 [+0.25, +0.75]"
+    assert [duration(s) for s in (0.12, 12.3, 130, 11100)] == ["0.1 s", "12 s", "2 min 10 s", "3 h 05 min"]
