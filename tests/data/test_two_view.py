@@ -3,6 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from omnimix.data.two_view import TwoView, one_view, pair_classes
+from omnimix.train import Part
 
 
 def seeded(seed=0):
@@ -66,3 +67,12 @@ def test_workers_draw_fresh_weights_in_every_epoch():
     epochs = [torch.cat([rows for rows, _ in loader])[:, 0, 0, 0] / x[:, 0, 0, 0] for _ in range(2)]
     weights = torch.cat(epochs)
     assert len(weights.unique()) == 80
+
+
+def test_it_is_a_part_that_the_training_loop_reads_row_by_row():
+    x, y, views = data()
+    rows = torch.tensor([3, 17, 5])
+    inputs, labels, _ = Part(views, y).take(rows)
+    w = inputs[:, :1] / x[rows]
+    assert torch.equal(labels, y[rows])
+    assert torch.allclose(inputs[:, 1:], (1 - w) * x[views.second[rows]], atol=1e-4)

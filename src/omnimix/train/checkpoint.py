@@ -140,22 +140,25 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from None
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, depth: int = 8) -> Any:
     """The settings of a method and its parts: class names and public attributes that are numbers, strings or parts."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, (Tensor, nn.Module, torch.Generator, Setup, Split, Table, torch.optim.Optimizer)):
+    kind = type(value).__qualname__
+    opaque = (Tensor, nn.Module, torch.Generator, Setup, Split, Table, torch.optim.Optimizer)
+    if depth == 0 or isinstance(value, opaque):
         return kind
-    if not hasattr(value, "__dict__") or (callable(value) and hasattr(value, "__qualname__")):
-        return getattr(value, "__qualname__", kind)
+    if isinstance(value, (list, tuple)):
+        return [describe(item, depth - 1) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(item, depth - 1) for key, item in value.items()}
+    if hasattr(value, "__qualname__"):  # functions and classes
+        return value.__qualname__
+    if not hasattr(value, "__dict__"):
+        return kind if " at 0x" in repr(value) else repr(value)
     running = ("missing", "steps_done", "given", "generator", "split")
-    public = {k: describe(v) for k, v in vars(value).items() if not k.startswith("_") and k not in running}
-    return {"class": kind, **public}
+    names = [name for name in vars(value) if not name.startswith("_") and name not in running]
+    return {"class": kind, **{name: describe(getattr(value, name), depth - 1) for name in names}}
 
 
 def configuration(method: Method, model: nn.Module, settings: Mapping[str, Any], *data: Tensor) -> dict[str, str]:

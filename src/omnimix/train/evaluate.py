@@ -80,7 +80,7 @@ def evaluate(
     model gives NaN or infinite outputs.
     """
     output = outputs(model, method, part, batch_size)
-    bad = int((~torch.isfinite(output.flatten(1))).any(dim=1).sum())
+    bad = int((~torch.isfinite(output.reshape(len(output), -1))).any(dim=1).sum())
     if bad:
         raise ValueError(f"the model's outputs are NaN or infinite for {bad} of {len(part)} rows; it cannot be scored")
     prediction, y = predictions(output, part.y, task, target_scale)

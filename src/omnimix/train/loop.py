@@ -7,6 +7,7 @@ random state is left as it was. On the CPU two runs are the same bit for bit, wh
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -130,7 +132,7 @@ def _elsewhere(fabric: Any, given: tuple[Any, ...]) -> Fit:
     method, model, data, budget, seed = given[:5]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.safetensors"
-        fabric.launch(_in_process, result, *given)
+        fabric.launch(partial(_in_process, result=result, given=given))
         state = files.load(result)
     if "error" in state:
         raise TrainingError(state["error"])
@@ -141,8 +143,9 @@ def _elsewhere(fabric: Any, given: tuple[Any, ...]) -> Fit:
     return Fit(**state["fit"])
 
 
-def _in_process(fabric: Any, result: Path, *given: Any) -> None:
-    run = _Run(fabric, *given)
+def _in_process(fabric: Any, result: Path, given: tuple[Any, ...]) -> None:
+    method, model, *rest = given
+    run = _Run(fabric, method, copy.deepcopy(model), *rest)  # what was sent lies in memory that all processes share
     state: dict[str, Any]
     try:
         done = asdict(run.train())

@@ -60,10 +60,10 @@ def mape(prediction: Tensor, y: Tensor) -> float:
 
 
 def r2(prediction: Tensor, y: Tensor) -> float:
-    """Coefficient of determination, mean over outputs; NaN for fewer than two rows."""
-    from sklearn.metrics import r2_score
-
-    return float(r2_score(y.double().numpy(), prediction.double().numpy())) if len(y) > 1 else math.nan
+    """Coefficient of determination, mean over outputs; NaN where the targets of an output are all the same."""
+    y, error = y.double(), prediction.double() - y.double()
+    total = (y - y.mean(dim=0)).square().sum(dim=0)
+    return torch.where(total > 0, 1 - error.square().sum(dim=0) / total, math.nan).mean().item()
 
 
 Metric = Callable[[Tensor, Tensor], float]
