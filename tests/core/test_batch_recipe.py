@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,9 +51,11 @@ def test_guests_lie_behind_the_anchors():
 
 def test_mixed_loss_hand_value_of_the_mixup_card():
     mixed = Mixed(None, Y, Recipe(PARTNER, SHARE))
-    for criterion in (F.cross_entropy, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")):
-        for target in (None, "two-part", "soft"):
+    for target in (None, "two-part", "soft"):
+        for criterion in (F.cross_entropy, nn.CrossEntropyLoss()):
             assert mixed.loss(criterion, LOGITS, target).item() == pytest.approx(1.729525, abs=1e-6)
+        summed = mixed.loss(nn.CrossEntropyLoss(reduction="sum"), LOGITS, target)
+        assert summed.item() == pytest.approx(2 * 1.729525, abs=1e-6)
 
 
 def test_mixed_loss_of_bce_and_mse():
@@ -67,13 +71,46 @@ def test_mixed_loss_of_bce_and_mse():
     assert gap.item() == pytest.approx(0.25 * 0.75 * (y - y[[1, 0]]).square().mean().item(), rel=1e-4)
 
 
-def test_class_weights_and_ignored_ids_divide_as_the_criterion_does():
-    weight = torch.tensor([1.0, 5.0, 0.5])
-    unmixed = Recipe(PARTNER, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    criterion = nn.CrossEntropyLoss(weight=weight)
-    assert Mixed(None, Y, unmixed).loss(criterion, LOGITS).item() == pytest.approx(criterion(LOGITS, Y).item())
-    ignoring, y = nn.CrossEntropyLoss(), torch.tensor([0, -100])
-    assert Mixed(None, y, unmixed).loss(ignoring, LOGITS).item() == pytest.approx(ignoring(LOGITS, y).item())
+UNMIXED = Recipe(PARTNER, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+WEIGHT = torch.tensor([1.0, 5.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "y"),
+    [
+        (nn.CrossEntropyLoss(weight=WEIGHT), Y),
+        (functools.partial(F.cross_entropy, weight=WEIGHT), Y),
+        (functools.partial(F.cross_entropy, ignore_index=0), Y),
+        (F.cross_entropy, torch.tensor([0, -100])),
+        (nn.CrossEntropyLoss(), torch.tensor([0, -100])),
+        (nn.CrossEntropyLoss(reduction="sum"), Y),
+        (nn.KLDivLoss(reduction="batchmean"), torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])),
+        (nn.BCEWithLogitsLoss(), torch.tensor([[1.0, 0, 1], [0, 1, 0]])),
+    ],
+)
+def test_unmixed_samples_give_the_criterions_own_value(criterion, y):
+    assert Mixed(None, y, UNMIXED).loss(criterion, LOGITS).item() == pytest.approx(criterion(LOGITS, y).item())
+
+
+def test_real_targets_never_broadcast_against_outputs():
+    output, y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.0, 5.0, 1.0])
+    unmixed = Recipe(torch.tensor([[0, 0], [1, 1], [2, 2]]), torch.tensor([[1.0, 0.0]] * 3))
+    expected = F.mse_loss(output[:, 0], y).item()
+    assert Mixed(None, y, unmixed).loss(F.mse_loss, output).item() == pytest.approx(expected)
+    assert Mixed(None, y[:, None], unmixed).loss(F.mse_loss, output[:, 0]).item() == pytest.approx(expected)
+
+
+def test_half_precision_losses_do_not_overflow():
+    y = torch.zeros(128, dtype=torch.float16)
+    recipe = Recipe(torch.arange(128).unsqueeze(1).expand(128, 2), torch.tensor([[0.5, 0.5]] * 128))
+    loss = Mixed(None, y, recipe).loss(F.mse_loss, torch.full((128,), 31.6, dtype=torch.float16))
+    assert loss.item() == pytest.approx(998, rel=0.01)
+
+
+def test_class_ids_out_of_range_are_refused():
+    for y in (Y, Y.view(2, 1)):
+        with pytest.raises(ValueError, match=r"class ids must lie in 0..1, got 0..2"):
+            Mixed(None, y, Recipe(PARTNER, SHARE)).soft_target(2)
 
 
 def test_per_sample_shares_reach_the_loss():

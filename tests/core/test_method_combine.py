@@ -170,3 +170,65 @@ def test_combined_state_continues_exactly():
     other = build(1)
     other.load_state_dict(state)
     assert losses(first, model, 6) == losses(other, model, 6)
+
+
+def test_choices_for_batches_that_were_fetched_but_not_trained_on_are_forgotten():
+    model = net()
+    method = om.Until(om.Mix(Next()), om.ERM(), 0.5)
+    method.setup(model, om.Classification(3), om.Table(label=Y), steps=8, generator=torch.Generator())
+    loader = om.partner_loader(torch.utils.data.TensorDataset(X, Y), method, 3, num_workers=1)
+    columns = []
+    for _ in range(4):
+        for batch, _ in zip(loader, range(2), strict=False):
+            columns.append(batch.columns)
+            method.loss(model, batch)
+    assert columns == [2] * 4 + [1] * 4
+
+
+def test_shares_drawn_ahead_are_part_of_the_state():
+    model = net()
+
+    def start(seed):
+        method = om.Mixup(1.0).setup(model, om.Classification(3), generator=torch.Generator().manual_seed(seed))
+        list(method.plan([torch.arange(12)] * 5))
+        return method
+
+    def losses(method):
+        return [float(method.loss(model, (X, Y)).detach()) for _ in range(6)]
+
+    first, other = start(0), start(1)
+    first.loss(model, (X, Y))
+    other.load_state_dict(first.state_dict())
+    assert losses(first) == losses(other)
+
+
+def test_a_tap_without_the_rows_first_is_refused():
+    class Swap(nn.Module):
+        def forward(self, x):
+            return x.T
+
+    model = nn.Sequential(nn.Linear(3, 5), Swap(), nn.Flatten(0))
+    method = om.Mix(places=("1",)).setup(model, om.Classification(3))
+    with pytest.raises(ValueError, match=r"tap '1' gives \(5, 12\), but the batch has 12 rows"):
+        method.loss(model, (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: om.mixup(X.numpy(), Y), "found ndarray; use torch.as_tensor"),
+        (lambda: om.mixup(X, Y.tolist()), "batch.y must be a tensor, got list"),
+        (lambda: om.mixup(X, Y, generator=3), "generator must be a torch.Generator or None, got 3"),
+        (lambda: om.Table(label=[1, 2]), "column 'label' must be a tensor"),
+        (lambda: om.create("mixup").setup(net(), "classification"), "task must be an omnimix.Task"),
+        (lambda: om.create("c-mixup").setup(net(), om.Classification(3)), "CMixup is for regression"),
+        (lambda: om.partner_loader(torch.utils.data.TensorDataset(X, Y), om.Mixup(), 4), "call Mixup.setup"),
+        (lambda: om.collate("mixup"), "collate needs a function"),
+        (lambda: om.collate(om.mixup, alfa=1), "unexpected keyword argument 'alfa'|got an unexpected"),
+        (lambda: om.register("my method:a", paper="x")(om.ERM), "name must be lower-case"),
+        (lambda: om.register("zz", paper="x")(3), "register decorates a Method class"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -71,17 +71,19 @@ def test_given_lam_is_checked():
         as_share(torch.rand(3), 2, torch.device("cpu"))
 
 
-def test_default_generator_leaves_global_streams_alone_and_follows_manual_seed():
+def test_default_generator_follows_manual_seed_and_leaves_global_streams_alone():
     with torch.random.fork_rng():
-        torch.manual_seed(123)
+        torch.manual_seed(918_273)
         before, numpy_before, python_before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
         first = permutation(50, default_generator())
         assert torch.equal(before, torch.get_rng_state())
         assert (numpy_before == np.random.get_state()[1]).all()  # noqa: NPY002
         assert python_before == random.getstate()
-        torch.manual_seed(124)
-        other = permutation(50, default_generator())
-        torch.manual_seed(123)
-        again = permutation(50, default_generator())
-    assert torch.equal(first, again)
+        with torch.random.fork_rng():
+            torch.manual_seed(918_274)
+            other = permutation(50, default_generator())
+        second = permutation(50, default_generator())
+    own = torch.Generator().manual_seed(918_273)
+    assert torch.equal(first, torch.randperm(50, generator=own))
     assert not torch.equal(first, other)
+    assert torch.equal(second, torch.randperm(50, generator=own))  # a seed set in between does not restart the stream

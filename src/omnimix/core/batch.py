@@ -28,6 +28,10 @@ class Batch:
     anchors: int = -1
 
     def __post_init__(self) -> None:
+        for name in ("y", "domain", "index"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (name == "y" or value is not None):
+                raise ValueError(f"batch.{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")
         count = rows(self.x)
         if count == 0:
             raise ValueError("the batch is empty; skip it, or use a smaller batch size than the data set")

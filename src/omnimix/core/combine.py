@@ -26,6 +26,7 @@ class _OneOf(Method):
         self.needs = tuple(dict.fromkeys(column for m in methods for column in m.needs))
         self._chosen: deque[int] = deque()
         self._drawn = 0
+        self._used = 0
 
     @abstractmethod
     def choose(self, step: int) -> int:
@@ -33,7 +34,7 @@ class _OneOf(Method):
 
     def on_setup(self, given: Setup) -> None:
         self._chosen.clear()
-        self._drawn = 0
+        self._drawn = self._used = 0
         for method in self.methods:
             seed = int(torch.randint(2**62, (1,), generator=self.generator, device=self.generator.device))
             method.setup(
@@ -57,7 +58,16 @@ class _OneOf(Method):
         return self.methods[choice].rows(index)
 
     def _current(self) -> Method:
-        return self.methods[self._chosen.popleft() if self._chosen else self._draw()]
+        choice = self._chosen.popleft() if self._chosen else self._draw()
+        self._used += 1
+        return self.methods[choice]
+
+    def before_epoch(self) -> None:
+        """Forget choices made for batches that were never trained on: a loader may have fetched ahead."""
+        self._chosen.clear()
+        self._drawn = self._used
+        for method in self.methods:
+            method.before_epoch()
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         if not model.training:
@@ -78,11 +88,11 @@ class _OneOf(Method):
 
     def state_dict(self) -> dict[str, Any]:
         children = {str(i): m.state_dict() for i, m in enumerate(self.methods)}
-        return {**super().state_dict(), "drawn": self._drawn, "methods": children}
+        return {**super().state_dict(), "used": self._used, "methods": children}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._drawn = int(state["drawn"])
+        self._drawn = self._used = int(state["used"])
         self._chosen.clear()
         for i, method in enumerate(self.methods):
             method.load_state_dict(state["methods"][str(i)])

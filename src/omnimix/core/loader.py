@@ -29,6 +29,7 @@ class _PartnerSampler(Sampler[list[int]]):
         return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        self.method.before_epoch()
         order = permutation(self.size, self.generator).cpu()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             anchors, guests = self.method.rows(order[start : start + self.batch_size])
@@ -69,5 +70,10 @@ def partner_loader(
     train on; guests come on top.
     """
     size = len(dataset)  # type: ignore[arg-type]
+    table = method._given().table
+    if table is not None and len(table) != size:
+        raise ValueError(
+            f"the data set has {size} rows, but the table that the method was set up with has {len(table)}"
+        )
     sampler = _PartnerSampler(method, size, batch_size, drop_last, resolve(generator))
     return DataLoader(_Batches(dataset), batch_sampler=sampler, collate_fn=_only, **options)

@@ -21,6 +21,7 @@ from .recipe import Mixed, Recipe
 from .split import Split
 from .table import Table
 from .task import Task
+from .tree import rows
 
 AHEAD = 16
 """For how many batches partners are drawn at once: their tables should stay in the processor's cache."""
@@ -53,6 +54,8 @@ class Method:
     needs: tuple[str, ...] = ()
     """Table columns that must be there."""
     transductive: ClassVar[bool] = False
+    tasks: tuple[str, ...] = ()
+    """What it can train, as registered; () where it was made without a name."""
 
     generator: torch.Generator
     given: Setup | None = None
@@ -75,6 +78,10 @@ class Method:
         from all of it. steps: planned optimiser steps, for schedules. generator: None takes omnimix's private one.
         ValueError if the method needs something that is not given.
         """
+        if not isinstance(task, Task):
+            raise ValueError(f"task must be an omnimix.Task such as Classification(10), got {task!r}")
+        if self.tasks and task.name not in self.tasks:
+            raise ValueError(f"{type(self).__name__} is for {' and '.join(self.tasks)}, the task is {task!r}")
         for column in self.needs:
             if table is None or column not in table:
                 raise ValueError(
@@ -136,6 +143,9 @@ class Method:
     def after_step(self) -> None:
         """Count the step."""
         self.steps_done += 1
+
+    def before_epoch(self) -> None:
+        """Called before the rows of a pass over the data are asked for."""
 
     def after_epoch(self) -> None:
         """Called after every pass over the data."""
@@ -228,7 +238,7 @@ class Mix(Method):
         place = self.places[0]
         if len(self.places) > 1:
             place = self.places[int(integers(len(self.places), 1, generator=self.generator))]
-        return Recipe(partner, share, place=place, aligned=self.pairing.aligned)
+        return Recipe(partner, share, place=place)
 
     def mix(self, batch: Batch, recipe: Recipe) -> Mixed:
         """Mix the inputs of the batch as the recipe says."""
@@ -252,6 +262,11 @@ class Mix(Method):
         state = self.generator.get_state()
 
         def rewrite(h: Tensor) -> Tensor:
+            if h.shape[0] != rows(batch.x):
+                raise ValueError(
+                    f"tap {recipe.place!r} gives {tuple(h.shape)}, but the batch has {rows(batch.x)} rows: mixing "
+                    "needs the rows first; choose another tap"
+                )
             if applied:  # activation checkpointing recomputes the tap: repeat the same draws
                 resumed = self.generator.get_state()
                 self.generator.set_state(state)
@@ -281,12 +296,13 @@ class Mix(Method):
         return (losses if applied.loss_weight is None else losses * applied.loss_weight).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "missing": self.pairing.missing}
+        ahead = {"ahead": torch.cat(list(self._shares))} if self._shares else {}
+        return {**super().state_dict(), "missing": self.pairing.missing, **ahead}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.pairing.missing = int(state["missing"])
-        self._shares.clear()
+        self._shares = deque(torch.split(state["ahead"], 1) if "ahead" in state else ())
 
 
 def _places(places: Sequence[str]) -> tuple[str, ...]:

@@ -39,11 +39,7 @@ def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
     require_float(x)
     share, partner = recipe.share.to(x.device, x.dtype), recipe.partner.to(x.device)
     if share.shape[1] == 2:
-        weight = rowwise(share[:, 0], x)
-        if recipe.aligned:
-            own, guest = x.chunk(2)
-            return torch.lerp(guest, own, weight)
-        return blend(x, partner[:, 1], weight)
+        return blend(x, partner[:, 1], rowwise(share[:, 0], x))
     mixed = rowwise(share[:, 0], x) * x[partner[:, 0]]
     for k in range(1, share.shape[1]):
         mixed = torch.addcmul(mixed, rowwise(share[:, k], x), x[partner[:, k]])

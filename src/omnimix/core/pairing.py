@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ class Pairing(ABC):
     """How many samples are mixed into one, the sample itself included."""
     missing: int = 0
     """How many rows had no candidate so far; they stayed unmixed."""
-    aligned: ClassVar[bool] = False
-    """Whether partners are always the guests of the same anchor: see `Recipe.aligned`."""
 
     def prepare(self, table: Table | None, generator: torch.Generator) -> None:  # noqa: B027
         """Called once, before training; pairings over the whole training set read the table here."""
@@ -63,8 +60,6 @@ class InBatch(Pairing):
 
 class InTable(Pairing):
     """Partners come from the whole training set; the sampler loads them behind the anchors as guests."""
-
-    aligned = True
 
     @abstractmethod
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -11,24 +12,30 @@ from torch import Tensor
 from .checks import positive
 
 _private = threading.local()
+KEPT = 64
+"""How many seeds' private streams are kept."""
 
 
 def default_generator() -> torch.Generator:
     """The generator used when the caller passes none: private, and seeded from `torch.initial_seed()`.
 
-    The global stream is never consumed. `torch.manual_seed(s)` with a new seed starts a new private stream, and a
-    DataLoader worker (whose initial seed PyTorch sets) gets its own, so scripts that seed once are reproducible.
+    The global stream is never consumed, and scripts that seed once are reproducible. Each seed has one stream, which
+    goes on where it was when the same seed is set again: pass a generator of your own to repeat draws within a process.
+    A DataLoader worker, whose initial seed PyTorch sets, gets its own.
     """
+    known: OrderedDict[int, torch.Generator] = _private.__dict__.setdefault("generators", OrderedDict())
     seed = torch.initial_seed()
-    if getattr(_private, "seed", None) != seed:
-        _private.seed = seed
-        _private.generator = torch.Generator().manual_seed(seed)
-    generator: torch.Generator = _private.generator
-    return generator
+    if seed not in known:
+        known[seed] = torch.Generator().manual_seed(seed)
+        if len(known) > KEPT:
+            known.popitem(last=False)
+    return known[seed]
 
 
 def resolve(generator: torch.Generator | None) -> torch.Generator:
-    """`generator`, or the private default one."""
+    """`generator`, or the private default one; ValueError for anything else."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
     return default_generator() if generator is None else generator
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .criterion import per_sample, sample_weight
+from .criterion import per_sample, sample_weight, total
 from .tree import Tree
 
 Target: TypeAlias = Literal["two-part", "soft"]
@@ -23,8 +23,7 @@ class Recipe:
     partner: (B, K) rows of the batch; column 0 is the sample itself. share: (B, K) what each contributes to the input.
     label_share: (B, K) what each contributes to the label; None means `share`; it need not sum to 1. loss_weight: (B,)
     or None. mask: (B or 1, 1, *spatial), 1 where the sample itself shows, for spatial operations. place: "input" or the
-    name of the tap where the mixing happened. aligned: partner k of anchor i is guest row k * B + i, or i itself where
-    the guest is the same sample. A row whose partners are all itself is not mixed.
+    name of the tap where the mixing happened. A row whose partners are all itself is not mixed.
     """
 
     partner: Tensor
@@ -33,7 +32,6 @@ class Recipe:
     loss_weight: Tensor | None = None
     mask: Tensor | None = None
     place: str = "input"
-    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.partner.ndim != 2 or self.share.shape != self.partner.shape:
@@ -63,9 +61,6 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
     share = recipe.label_share.to(target.dtype)
-    if recipe.aligned and recipe.label_share is recipe.share and share.shape[1] == 2:
-        own, guest = target.chunk(2)
-        return torch.lerp(guest, own, rowwise(share[:, 0], own))
     return (share.view(*share.shape, *[1] * (target.ndim - 1)) * target[recipe.partner]).sum(dim=1)
 
 
@@ -95,39 +90,45 @@ class Mixed:
             raise ValueError("y holds class ids: soft_target needs num_classes")
         if self.y.ndim > 1:
             return mix_labels(one_hot(self.y, num_classes), self.recipe)
+        _check_ids(self.y, num_classes)
         share, labels = self.recipe.label_share, self.y[self.recipe.partner].long()
         return share.new_zeros(len(share), num_classes).scatter_add_(1, labels, share)
 
     def loss(self, criterion: Callable[..., Any], output: Tensor, target: Target | None = None) -> Tensor:
         """The mixed loss of the batch, a scalar.
 
-        criterion: an `nn.Module` loss or a function such as `F.cross_entropy`; it is evaluated per sample. target:
-        "two-part" weighs the losses against each label, sum_k share_k * criterion(output, y_k); "soft" takes the loss
-        against the mixed target. For losses linear in the target (cross-entropy, BCE with logits) both are equal; for
-        squared error they differ by lam (1 - lam) (y_a - y_b)^2. Default: soft for real-valued y, two-part for class
-        ids. ValueError if the criterion gives one number for the whole batch.
+        criterion: an `nn.Module` loss or a function such as `F.cross_entropy`; it is evaluated per sample and then
+        reduced as it reduces itself, so that unmixed samples give its own value. Real-valued y (B,) fits outputs
+        (B, 1). target: "two-part" weighs the losses against each label, sum_k share_k * criterion(output, y_k); "soft"
+        takes the loss against the mixed target. For losses linear in the target (cross-entropy without class weights,
+        BCE with logits) both are equal; for squared error they differ by lam (1 - lam) (y_a - y_b)^2. Default: soft for
+        real-valued y, two-part for class ids. ValueError if the criterion gives one number for the whole batch.
         """
         target = target or ("soft" if self.y.is_floating_point() else "two-part")
-        recipe, scale = self.recipe, torch.tensor(float(len(self.recipe.partner)), device=output.device)
+        recipe, scale = self.recipe, None
         if target == "soft":
             losses = per_sample(criterion, output, self.soft_target(output.shape[1] if output.ndim > 1 else None))
         elif target == "two-part":
-            share = recipe.label_share.to(output.dtype)
+            share = recipe.label_share
             labels = [self.y[recipe.partner[:, k]] for k in range(share.shape[1])]
             losses = sum_of(share[:, k] * per_sample(criterion, output, y) for k, y in enumerate(labels))
-            weights = [sample_weight(criterion, y) for y in labels]
-            if any(w is not None for w in weights):
-                scale = sum_of(share[:, k] * (1.0 if w is None else w) for k, w in enumerate(weights)).sum()
+            weights = [w for w in (sample_weight(criterion, y) for y in labels) if w is not None]
+            if weights:
+                scale = sum_of(share[:, k] * w for k, w in enumerate(weights))
         else:
             raise ValueError(f"target must be 'two-part' or 'soft', got {target!r}")
-        if recipe.loss_weight is not None:
-            losses = losses * recipe.loss_weight
-        return losses.sum() / scale
+        return total(criterion, losses if recipe.loss_weight is None else losses * recipe.loss_weight, scale)
 
 
 def one_hot(y: Tensor, num_classes: int) -> Tensor:
     """Class ids (R,) or (R, H, W) to floats (R, num_classes) or (R, num_classes, H, W); ValueError if out of range."""
-    if y.is_floating_point():
-        raise ValueError(f"class ids must be integers, got {y.dtype}")
+    _check_ids(y, num_classes)
     out = torch.zeros(y.shape[0], num_classes, *y.shape[1:], device=y.device)
     return out.scatter_(1, y.long().unsqueeze(1), 1.0)
+
+
+def _check_ids(y: Tensor, num_classes: int) -> None:
+    if y.is_floating_point():
+        raise ValueError(f"class ids must be integers, got {y.dtype}")
+    if y.device.type == "cpu" and bool(((y < 0) | (y >= num_classes)).any()):  # elsewhere it would wait for the device
+        raise ValueError(f"class ids must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -63,11 +64,15 @@ def register(
     paper: "Title, venue year, arXiv id". tasks: the target types it can train. cost: gradient evaluations of a step
     relative to plain training. ValueError if the name is taken by another factory.
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+        raise ValueError(f"name must be lower-case letters, digits and - _ . (as in 'c-mixup'), got {name!r}")
     for task in tasks:
         one_of("tasks", task, TASKS)
     one_of("level", level, LEVELS)
 
     def add(factory: M) -> M:
+        if not callable(factory):
+            raise ValueError(f"register decorates a Method class or a function that makes one, got {factory!r}")
         module = getattr(factory, "__module__", "")
         if name in _methods and _methods[name].factory.__qualname__ != factory.__qualname__:
             raise ValueError(f"a method named {name!r} exists already: {_methods[name].factory!r}")
@@ -97,7 +102,7 @@ def info(name: str) -> Info:
     known = _all()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise ValueError(f"there is no method {name!r}{hint} All: {', '.join(sorted(known))}")
     return known[name]
 
@@ -109,7 +114,9 @@ def create(name: str, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in allowed:
             raise ValueError(f"{name} has no parameter {parameter!r}; it takes {', '.join(allowed) or 'none'}")
-    return card.factory(**parameters)
+    method = card.factory(**parameters)
+    method.tasks = card.tasks
+    return method
 
 
 def methods(task: str | None = None, level: str | None = None) -> list[str]:

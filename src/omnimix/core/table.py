@@ -19,6 +19,10 @@ class Table:
             self[name] = column
 
     def __setitem__(self, name: str, column: Tensor) -> None:
+        if not isinstance(column, Tensor):
+            raise ValueError(
+                f"table column {name!r} must be a tensor, got {type(column).__name__}; use torch.as_tensor"
+            )
         if column.ndim == 0 or (self._columns and column.shape[0] != len(self)):
             raise ValueError(f"table column {name!r} has shape {tuple(column.shape)}, expected {len(self)} rows first")
         self._columns[name] = column

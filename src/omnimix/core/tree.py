@@ -12,7 +12,7 @@ Tree: TypeAlias = Any
 
 
 def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
-    """The same tree with `function` applied to every tensor; other leaves are refused by TypeError."""
+    """The same tree with `function` applied to every tensor; other leaves are refused by ValueError."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
@@ -21,7 +21,9 @@ def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
         return type(tree)(*(tree_map(function, value) for value in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(tree_map(function, value) for value in tree)
-    raise TypeError(f"a batch must be made of tensors, dicts, lists and tuples; found {type(tree).__name__}")
+    raise ValueError(
+        f"a batch must be made of tensors, dicts, lists and tuples, found {type(tree).__name__}; use torch.as_tensor"
+    )
 
 
 def tensors(tree: Tree) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ def collate(mix: Callable[..., Mixed], num_classes: int | None = None, **options
 
     mix: a function such as `omnimix.mixup` or `omnimix.cutmix`; options go to it. num_classes: needed where y holds
     class ids; the targets are then (B, num_classes). Losses linear in the target, such as `F.cross_entropy`, take them
-    as they are. Use it for training loaders only: evaluation never mixes. ValueError as `mix` raises them.
+    as they are. Use it for training loaders only: evaluation never mixes. ValueError for anything
+    but a function of (x, y), such as a Method or an unknown option.
     """
+    try:
+        inspect.signature(mix).bind(None, None, **options)
+    except TypeError as error:
+        raise ValueError(
+            "collate needs a function of a batch such as omnimix.mixup, and its options; "
+            f"got {mix!r} with {options}: {error}"
+        ) from error
     return Collate(mix, num_classes, options)

@@ -118,7 +118,7 @@ def from_bytes(content: bytes) -> Any:
 def save(path: Path, state: Any) -> None:
     """Write `state` to `path` so that a kill at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two comparisons may share a folder
     with open(beside, "wb") as file:
         file.write(to_bytes(state))
         file.flush()

@@ -43,7 +43,9 @@ def outputs(model: nn.Module, method: Method, part: Part, batch_size: int | None
             module.training = mode
 
 
-def predictions(output: Tensor, y: Tensor, task: Task, target_scale: Any = None) -> tuple[Tensor, Tensor]:
+def predictions(
+    output: Tensor, y: Tensor, task: Task, target_scale: Any = None, raw: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Float64 predictions and the targets they are scored against, both on the CPU and in raw units.
 
     Probabilities for class ids and multi-hot targets; one-hot targets become class ids.
@@ -57,7 +59,9 @@ def predictions(output: Tensor, y: Tensor, task: Task, target_scale: Any = None)
             raise ValueError(f"the model gives {prediction.shape[1]} values a row, the targets have {y.shape[1]}")
         if target_scale is not None:
             offset, scale = (torch.as_tensor(value, dtype=torch.float64).cpu() for value in target_scale)
-            prediction, y = offset + scale * prediction, offset + scale * y
+            prediction = offset + scale * prediction
+            # A raw 0 must stay 0, which undoing the normalisation would not give.
+            y = offset + scale * y if raw is None else raw.cpu().double().reshape(len(y), -1)
     elif task.name == "classification" and y.is_floating_point():
         if not bool((y.max(dim=1).values == 1).all()):
             raise ValueError("classification is scored against class ids or one-hot targets, not soft ones")
@@ -83,5 +87,5 @@ def evaluate(
     bad = int((~torch.isfinite(output.reshape(len(output), -1))).any(dim=1).sum())
     if bad:
         raise ValueError(f"the model's outputs are NaN or infinite for {bad} of {len(part)} rows; it cannot be scored")
-    prediction, y = predictions(output, part.y, task, target_scale)
+    prediction, y = predictions(output, part.y, task, target_scale, part.raw)
     return scores(task, prediction, y, None if part.domain is None else part.domain.cpu())

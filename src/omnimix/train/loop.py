@@ -371,7 +371,7 @@ class _Run:
                 f"the validation loss is {loss} after epoch {epoch + 1} under {type(self.method).__name__}; lower the "
                 f"learning rate ({budget.lr}) or set clip"
             )
-        prediction, y = predictions(output, part.y, task, self.data.target_scale)
+        prediction, y = predictions(output, part.y, task, self.data.target_scale, part.raw)
         domain = None if part.domain is None else part.domain.cpu()
         names = dict.fromkeys(name for name in (headline(task), budget.metric) if name != "loss")
         found = {"loss": loss, **scores(task, prediction, y, domain, names)}

@@ -19,18 +19,20 @@ class Part:
     """Rows to train or score on.
 
     x: a tensor or a tree of tensors, rows first; or any object with `take(rows: LongTensor) -> Tensor` and `__len__`,
-    which decodes rows when they are needed. y, domain: as in `omnimix.Batch`. ValueError if their lengths differ.
+    which decodes rows when they are needed. y, domain: as in `omnimix.Batch`. raw: the targets in their own units where
+    y is normalised. ValueError if their lengths differ.
     """
 
     x: Any
     y: Tensor
     domain: Tensor | None = None
+    raw: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = rows(self.x) if self.in_memory else len(self.x)
         if count == 0:
             raise ValueError("a part of a data set needs at least one row")
-        for name in ("y", "domain"):
+        for name in ("y", "domain", "raw"):
             value = getattr(self, name)
             if value is not None and (value.ndim == 0 or value.shape[0] != count):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, but x has {count} rows")
@@ -81,9 +83,11 @@ class Data:
 def table(part: Part, needs: Sequence[str] = ()) -> Table:
     """The core table of a part: "label", "domain" where known, and "feature" where needed and x is a tensor.
 
-    A feature is the flattened input as floats.
+    A feature is the flattened input as floats. "raw_label": the labels in their own units where they are normalised.
     """
     columns = {"label": part.y}
+    if part.raw is not None:
+        columns["raw_label"] = part.raw
     if part.domain is not None:
         columns["domain"] = part.domain
     if "feature" in needs and isinstance(part.x, Tensor):

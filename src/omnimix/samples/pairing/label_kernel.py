@@ -49,7 +49,7 @@ class LabelKernel(InTable):
     def prepare(self, table: Table | None, generator: torch.Generator) -> None:
         if table is None:
             raise ValueError("LabelKernel needs the labels of the training set: pass table=omnimix.Table(label=...)")
-        y = _real(table["label"].cpu())
+        y = _real(_labels(table, self.bandwidth).cpu())
         width = _quarter_sd(y).item() if self.bandwidth is None else self.bandwidth
         self._rows = (SortedLabels if y.ndim == 1 and len(y) > SMALL else ExplicitRows)(y, width, self.kernel)
 
@@ -84,17 +84,21 @@ class BatchLabelKernel(InBatch):
         self.k = at_least("k", k, 2)
         self.domain = one_of("domain", domain, ("any", "different"))
         self._size, self._width = 0, self.bandwidth
+        self._y: Tensor | None = None
 
     def prepare(self, table: Table | None, generator: torch.Generator) -> None:
         self._size, self._width = 0 if table is None else len(table), self.bandwidth
-        if self._width is None and table is not None and "label" in table:
-            self._width = _quarter_sd(_real(table["label"])).item()
+        self._y = None if table is None or "label" not in table else _real(_labels(table, self.bandwidth))
+        if self._width is None and self._y is not None:
+            self._width = _quarter_sd(self._y).item()
 
     def rows(self, index: Tensor, generator: torch.Generator) -> Tensor | None:
         return integers(self._size, len(index), 1, generator=generator).to(index.device) if self._size else None
 
     def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
         y = _real(batch.y)
+        if self._y is not None and batch.index is not None:
+            y = self._y[batch.index.to(self._y.device)].to(batch.device)
         width = _quarter_sd(y) if self._width is None else self._width
         log_weight = log_weights(distances(y[: len(batch)], y), width, self.kernel)
         if self.domain == "any":
@@ -104,6 +108,11 @@ class BatchLabelKernel(InBatch):
         same = batch.domain[: len(batch)].unsqueeze(1) == batch.domain
         cumulated = log_weight.masked_fill_(same, -torch.inf).softmax(dim=1).cumsum(dim=1)
         return torch.where(cumulated[:, -1:].isnan(), NONE, choose(cumulated, self.k - 1, generator))
+
+
+def _labels(table: Table, bandwidth: float | None) -> Tensor:
+    """The labels in the units of `bandwidth`: as they were before any normalisation, if one is given."""
+    return table["raw_label" if bandwidth is not None and "raw_label" in table else "label"]
 
 
 def _real(labels: Tensor) -> Tensor:
