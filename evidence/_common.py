@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import omnimix
+from omnimix.compare.statistics import estimate, holm, paired_p
 
 
 def machine() -> dict[str, Any]:
@@ -35,58 +35,71 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout, with "+changes" where the work tree differs; None outside a checkout."""
+    """The git commit of the checkout, with "+changes" where code differs from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changes = subprocess.run(
-            ["git", "status", "--porcelain", "--", "../src", "."], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--", "../src", "*.py"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
-def interval(values: list[float], draws: int = 10_000) -> list[float]:
-    """The percentile-bootstrap 95 % interval of the mean."""
-    data = np.asarray(values, dtype=float)
-    if len(data) < 2:
-        return [float("nan"), float("nan")]
-    means = data[np.random.default_rng(0).integers(len(data), size=(draws, len(data)))].mean(axis=1)
-    return [float(v) for v in np.percentile(means, [2.5, 97.5])]
-
-
 def summarise(arms: dict[str, list[float]], baseline: str, higher_is_better: bool) -> dict[str, Any]:
-    """Mean, sd and paired difference to the baseline of every arm; the arms hold one value a seed, in seed order."""
-    base = np.asarray(arms[baseline])
+    """Mean, sd, paired difference to the baseline, its interval and Holm-corrected p; one value a seed, in seed order.
+
+    The statistics are those of `omnimix compare`. Verdicts ask for p < 0.05 after correction over the arms.
+    """
+    differences = {
+        name: [value - base for value, base in zip(values, arms[baseline], strict=True)]
+        for name, values in arms.items()
+        if name != baseline
+    }
+    corrected = holm({name: paired_p(values) for name, values in differences.items()})
     rows: dict[str, Any] = {}
     for name, values in arms.items():
-        diff = np.asarray(values) - base
-        rows[name] = {
-            "values": [float(v) for v in values],
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        }
+        own = estimate(values)
+        rows[name] = {"values": [float(v) for v in values], "mean": own.mean, "sd": own.sd}
         if name != baseline:
-            low, high = interval(diff.tolist())
-            better = (low > 0) if higher_is_better else (high < 0)
-            worse = (high < 0) if higher_is_better else (low > 0)
-            rows[name]["difference"] = {"mean": float(diff.mean()), "ci95": [low, high]}
-            rows[name]["verdict"] = "better" if better else "worse" if worse else "no difference shown"
+            found, p = estimate(differences[name]), corrected[name]
+            rows[name]["difference"] = {"mean": found.mean, "ci95": found.ci95, "p": p}
+            better = (found.mean > 0) == higher_is_better
+            shown = p is not None and p < 0.05
+            rows[name]["verdict"] = ("better" if better else "worse") if shown else "no difference shown"
     return {"baseline": baseline, "higher_is_better": higher_is_better, "arms": rows}
 
 
-def record(
-    out: Path, settings: dict[str, Any], arms: dict[str, list[float]], baseline: str, higher_is_better: bool
-) -> dict[str, Any]:
-    """Write one outcome, with its settings, machine and commit, as JSON; print its table; return it."""
-    return record_all(out, settings, {"outcome": (arms, baseline, higher_is_better)})
+def tables(result: dict[str, Any]) -> str:
+    """The outcomes as Markdown tables."""
+    lines = [
+        "Mean and sd over seeds; paired difference to the baseline, 95 % interval, Holm-corrected p, verdict at p < .05"
+    ]
+    for name, outcome in result["outcomes"].items():
+        lines += ["", f"**{name}** ({'higher' if outcome['higher_is_better'] else 'lower'} is better)", ""]
+        lines += [f"| arm | mean | sd | minus {outcome['baseline']} | p | verdict |", "|---|---|---|---|---|---|"]
+        for arm, row in outcome["arms"].items():
+            cells = [arm, f"{row['mean']:.4g}", f"{row['sd']:.2g}" if row["sd"] is not None else "", "", "", ""]
+            if "difference" in row:
+                found = row["difference"]
+                interval = "[{:+.3g}, {:+.3g}]".format(*found["ci95"]) if found["ci95"] else ""
+                cells[3:] = [f"{found['mean']:+.3g} {interval}", f"{found['p']:.2g}", row["verdict"]]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def record_all(
     out: Path, settings: dict[str, Any], outcomes: dict[str, tuple[dict[str, list[float]], str, bool]]
 ) -> dict[str, Any]:
-    """As `record`, for several named outcomes of one run: name -> (arms, baseline, higher_is_better)."""
+    """Write the outcomes, name -> (arms, baseline, higher_is_better), with settings, machine and commit.
+
+    As JSON, and as tables.md beside it; prints the tables and returns the result.
+    """
     result = {
         "settings": settings,
         "machine": machine(),
@@ -95,12 +108,6 @@ def record_all(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    for name, outcome in result["outcomes"].items():
-        print(f"\n{name} (baseline {outcome['baseline']})")
-        for arm, row in outcome["arms"].items():
-            line = f"  {arm:32s} {row['mean']:8.4f} +- {row['sd'] or 0:.4f}"
-            if "difference" in row:
-                low, high = row["difference"]["ci95"]
-                line += f"   {row['difference']['mean']:+.4f} [{low:+.4f}, {high:+.4f}]  {row['verdict']}"
-            print(line)
+    out.with_name("tables.md").write_text(tables(result))
+    print(tables(result))
     return result

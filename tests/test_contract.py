@@ -1,5 +1,7 @@
 """Every registered method, the example plug-in included, keeps the contract."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ CHEAP = {"regmix-regression": {"iterations": 2}}
 
 @pytest.mark.parametrize("name", [name for name in om.methods() if "for-this-test" not in name])
 def test_contract(name):
-    assert len(check_method(name, **CHEAP.get(name, {}))) >= 12
+    assert len(check_method(name, **CHEAP.get(name, {}))) >= 10
 
 
 class Broken(om.Mixup):
@@ -40,6 +42,35 @@ class Broken(om.Mixup):
 om.register("broken-for-this-test", paper="none")(Broken)
 
 
+class BrokenInside(om.Mixup):
+    """Breaks the rule named by `rule` where it mixes."""
+
+    def __init__(self, rule: str = "flipped"):
+        super().__init__()
+        self.rule = rule
+
+    def mixed_loss(self, model, batch, recipe):
+        if self.rule == "eval":
+            model.eval()
+        loss = super().mixed_loss(model, batch, recipe)
+        return 1.5 * loss if self.rule == "scaled" else loss
+
+    def apply(self, x, recipe):
+        if self.rule == "upcast":
+            x = x + torch.zeros(1, dtype=torch.float32)
+        if self.rule == "integers":
+            x = x.float()
+        if self.rule == "detached":
+            own, guest = recipe.share.unsqueeze(-1).unbind(1)
+            flat = x.flatten(1)
+            return (own * flat + guest * flat.detach()[recipe.partner[:, 1]]).view_as(x), recipe
+        x, applied = super().apply(x, recipe)
+        return x, replace(applied, label_share=1 - applied.share) if self.rule == "flipped" else applied
+
+
+om.register("broken-inside-for-this-test", paper="none")(BrokenInside)
+
+
 @pytest.mark.parametrize(
     ("rule", "check"),
     [
@@ -53,3 +84,26 @@ om.register("broken-for-this-test", paper="none")(Broken)
 def test_the_contract_catches(rule, check):
     with pytest.raises(AssertionError, match=check):
         check_method("broken-for-this-test", rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "check"),
+    [
+        ("upcast", "half_precision"),
+        ("scaled", "lam_one_is_plain"),
+        ("eval", "model_untouched"),
+        ("integers", "refusals"),
+        ("flipped", "labels_follow_inputs"),
+        ("detached", "gradients_reach_partners"),
+    ],
+)
+def test_the_contract_catches_inside_the_mix(rule, check):
+    with pytest.raises(AssertionError, match=check):
+        check_method("broken-inside-for-this-test", rule=rule)
+
+
+def test_checks_that_do_not_apply_are_not_reported_as_passed():
+    plain, mixup = check_method("erm"), check_method("mixup")
+    names = [{label.split(" ")[0] for label in labels} for labels in (plain, mixup)]
+    assert names[1] - names[0] == {"lam_one_is_plain", "labels_follow_inputs", "gradients_reach_partners"}
+    assert "channels_last (classification, x (5,))" not in mixup

@@ -16,6 +16,7 @@ from _common import record_all
 from _loop import seeded, train
 
 import omnimix as om
+from omnimix.samples.operation.flatness import class_spectra, within_class_share
 
 SETTINGS = {"train": 1000, "epochs": 120, "batch": 50, "lr": 1e-3, "alpha": 1.0, "network": "64-256-[12]-256-10 ReLU"}
 ARMS = {
@@ -31,16 +32,10 @@ def network() -> nn.Module:
     )
 
 
-def variance_ratio(z: Tensor, y: Tensor) -> float:
-    """Within-class over total variance."""
-    within = sum(((z[y == c] - z[y == c].mean(0)) ** 2).sum() for c in y.unique())
-    return float(within / ((z - z.mean(0)) ** 2).sum())
-
-
 def tail(z: Tensor, y: Tensor) -> float:
     """Sum of each class's singular values after the first, relative to the first; mean over classes."""
-    values = [torch.linalg.svdvals(z[y == c] - z[y == c].mean(0)) for c in y.unique()]
-    return float(torch.stack([(s[1:] / s[0]).sum() for s in values]).mean())
+    spectra = class_spectra(z, y)
+    return float((spectra[:, 1:].sum(dim=1) / spectra[:, 0]).mean())
 
 
 def measure(arm: str, seed: int) -> dict[str, float]:
@@ -57,7 +52,7 @@ def measure(arm: str, seed: int) -> dict[str, float]:
         return {
             "accuracy": float((logits.argmax(1) == y[test]).double().mean() * 100),
             "nll": float(F.cross_entropy(logits, y[test])),
-            "within-class over total variance": variance_ratio(z, y[test]),
+            "within-class over total variance": float(within_class_share(z, y[test])),
             "singular values after the first": tail(z, y[test]),
         }
 

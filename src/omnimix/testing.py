@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .core.batch import Batch
 from .core.method import Method, Mix
 from .core.ratio import Constant
+from .core.recipe import Recipe
 from .core.registry import Info, create, info
 from .core.table import Table
 from .core.task import Classification, MultiLabel, Regression, Task
@@ -28,7 +29,7 @@ TASK: dict[str, Callable[[], Task]] = {
 
 
 class _Net(nn.Module):
-    """Two hidden layers on flattened input of any numeric type."""
+    """Two hidden layers on flattened input: integers, or floats of its own type."""
 
     taps = ("block1", "block2")
 
@@ -39,7 +40,8 @@ class _Net(nn.Module):
         self.head = nn.Linear(16, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.head(self.block2(self.block1(x.to(self.head.weight.dtype).flatten(1))))
+        x = x if x.is_floating_point() else x.to(self.head.weight.dtype)
+        hidden: Tensor = self.head(self.block2(self.block1(x.flatten(1))))
         return hidden
 
 
@@ -90,6 +92,10 @@ class _World:
             found.append(float(method.loss(model, batch).detach()))
             method.after_step()
         return found
+
+
+class _Skip(Exception):
+    """The check does not apply to this method or data."""
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -155,7 +161,7 @@ def _half_precision(world: _World) -> None:
 
 def _channels_last(world: _World) -> None:
     if world.x.ndim != 4:
-        return
+        raise _Skip
     model = world.net()
     plain, last = world.method(model), world.method(model)
     a = plain.loss(model, world.batch(plain, list(range(6))))
@@ -165,7 +171,7 @@ def _channels_last(world: _World) -> None:
 
 def _soft_targets(world: _World) -> None:
     if not isinstance(world.task, Classification):
-        return
+        raise _Skip
     model = world.net()
     hard, soft = world.method(model), world.method(model)
     one_hot = world.task.soft_target(world.y)
@@ -181,12 +187,51 @@ def _lam_one_is_plain(world: _World) -> None:
     model = world.net()
     method = world.method(model)
     if not isinstance(method, Mix) or type(method).loss is not Mix.loss:
-        return
+        raise _Skip
     method.ratio = Constant(1.0)
     for _ in range(3):
         batch = world.batch(method, list(range(7)))
         mixed, plain = method.loss(model, batch), method.plain_loss(model, batch.alone)
         _expect(bool(torch.isclose(mixed, plain, atol=1e-5)), f"lam = 1 gives {mixed}, plain training {plain}")
+
+
+def _labels_follow_inputs(world: _World) -> None:
+    method = world.method(world.net())
+    if not isinstance(method, Mix) or method.labels is not None or "input" not in method.places:
+        raise _Skip
+    colour = torch.randint(2, (ROWS,), generator=torch.Generator().manual_seed(5)).float()
+    x = colour.view(-1, *[1] * (world.x.ndim - 1)).expand_as(world.x).contiguous()
+    errors = []
+    for _ in range(30):
+        batch = world.batch(method, list(range(ROWS)), x=x)
+        recipe = method.recipe(batch)
+        if recipe is None or recipe.place != "input":
+            continue
+        mixed = method.mix(batch, recipe)
+        colours = batch.x.flatten(1)[:, 0][mixed.recipe.partner]
+        error = mixed.x.flatten(1).mean(dim=1) - (mixed.recipe.label_share * colours).sum(dim=1)
+        errors.append(error[(colours != colours[:, :1]).any(dim=1)].abs())
+    found = torch.cat(errors) if errors else torch.empty(0)
+    if not len(found):
+        raise _Skip
+    error = float(found.mean())  # single rows may be off, by noise or by a share rounded to whole cells
+    _expect(error < 0.06, f"the label shares are off the shares in the inputs by {error:.3f} on average")
+
+
+def _gradients_reach_partners(world: _World) -> None:
+    model = world.net()
+    method = world.method(model)
+    if not isinstance(method, Mix):
+        raise _Skip
+    own = torch.arange(2).unsqueeze(1)
+    partner = torch.cat((own, (1 - own).expand(2, method.pairing.k - 1)), dim=1)
+    share = Constant(0.5)(2, method.pairing.k, method.generator)
+    for place in method.places:
+        x = world.x[:2].clone().requires_grad_()
+        output, applied = method.forward(model, Batch(x, world.y[:2]), Recipe(partner, share, place=place))
+        first = method.objective(output, world.y[:2], applied, world.task)[0]
+        (grad,) = torch.autograd.grad(first, x)
+        _expect(bool(grad[1].any()), f"mixing at {place!r} passes no gradient to the partner")
 
 
 def _state_round_trip(world: _World) -> None:
@@ -268,6 +313,8 @@ CHECKS: tuple[Callable[[_World], None], ...] = (
     _channels_last,
     _soft_targets,
     _lam_one_is_plain,
+    _labels_follow_inputs,
+    _gradients_reach_partners,
     _state_round_trip,
     _evaluation_unmixed,
     _model_untouched,
@@ -287,9 +334,11 @@ def check_method(name: str, **parameters: Any) -> list[str]:
 
     For every task the method declares, on tables (where it takes them) and non-square images: batches of 8, 7, 3 and 1;
     input unchanged; no global random state touched; the same generator state gives the same losses; float16 and
-    bfloat16; channels-last; soft targets as class ids (or refused); lam = 1 is plain training; a saved state continues
-    exactly; evaluation never mixes; the network left as it was; bad input refused by a ValueError that says why.
-    parameters: passed to `create`. Raises AssertionError listing everything that failed.
+    bfloat16; channels-last; soft targets as class ids (or refused); lam = 1 is plain training; label shares as in the
+    inputs, unless a label policy sets them; gradients reach both partners; a saved state continues exactly; evaluation
+    never mixes; the network left as it was; bad input refused by a ValueError that says why. Checks that do not apply
+    to the method or the data are not among the names. parameters: passed to `create`. Raises AssertionError
+    listing everything that failed.
     """
     card = info(name)
     passed, failed = [], []
@@ -303,6 +352,8 @@ def check_method(name: str, **parameters: Any) -> list[str]:
             try:
                 check(world)
                 passed.append(label)
+            except _Skip:
+                continue
             except Exception as error:
                 line = traceback.extract_tb(error.__traceback__)[-1]
                 failed.append(f"{label}: {type(error).__name__}: {error} [{line.name}, line {line.lineno}]")

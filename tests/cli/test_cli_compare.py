@@ -87,7 +87,7 @@ def test_the_table_goes_to_stdout_and_quiet_is_quiet(call, table):
         (["--data", "airfoil", "--label-noise", "2"], "label_noise = 2"),
         (["--data", "airfoil", "--label-noise", "0.1"], "label noise replaces class labels"),
         (["--data", "airfoil", "--protocol", "cmixup"], "no protocol 'cmixup'"),
-        (["--data", "digits", "--protocol", "c-mixup"], "defined for airfoil, no2"),
+        (["--data", "digits", "--protocol", "c-mixup"], "data sets airfoil, no2"),
         (["--data", "airfoil", "--net", "rnn"], "no network 'rnn'"),
         (["--data", "airfoil", "--jobs", "0"], "jobs must be"),
         (["--data", "digits", "--batch", "401"], "more than the 400 training rows"),
@@ -160,3 +160,19 @@ def test_killed_at_any_moment_it_continues_and_gives_the_same(tmp_path):
     asked = settings(data="digits", methods=("erm", "mixup:alpha=2"), seeds=(0, 1, 2), epochs=12)
     undisturbed = compare(asked, tmp_path / "other", workers=1)
     assert [row["metrics"] for row in json.loads(out)["rows"]] == [run.metrics for run in undisturbed.runs]
+
+
+def test_a_file_whose_name_looks_like_markup_is_named_as_it_is(call, table):
+    odd = table.with_name("[red]$x$ :smile: [b].csv")
+    table.rename(odd)
+    code, out, err = call(
+        "compare", "--data", odd, "--target", "price", "--methods", "erm", "--seeds", "1", *SMALL
+    )  # fmt: skip
+    assert code == 0, err
+    assert "[red]$x$ :smile: [b]: test rmse" in out
+
+
+def test_the_command_is_a_module_too():
+    done = subprocess.run([sys.executable, "-m", "omnimix.cli", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("omnimix ")

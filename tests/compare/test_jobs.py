@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import omnimix.train
-from omnimix.compare.jobs import check, execute, make_jobs, make_network, method_code
+from omnimix.compare.jobs import Plan, check, device_kind, execute, make_jobs, make_network, method_code
+from omnimix.compare.protocol import adjust, choose
 from omnimix.compare.run import make_plan
 from omnimix.compare.spec import Spec, settings
 from omnimix.compare.store import Failure, Run
 from omnimix.core import registry
 from omnimix.core.method import Method
-from omnimix.core.task import Classification
+from omnimix.core.task import Classification, MultiLabel
 from omnimix.data import Source, load
 from omnimix.train import Fit
 
@@ -40,6 +41,44 @@ def test_the_key_depends_on_all_that_decides_a_result_and_on_nothing_else():
         assert not keys(**change) & before
     noisy = keys(data="digits", label_noise=0.4)
     assert not noisy & keys(data="digits", label_noise=0.4, noise_seed=1)
+
+
+def test_the_key_depends_on_task_official_rows_device_torch_and_weights(tmp_path, monkeypatch):
+    x, y = torch.rand(60, 1, 8, 8), (torch.arange(60) % 2).long()
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"one")
+
+    def key(task=Classification(2), net="small-cnn", train=40):  # noqa: B008
+        official = {"train": torch.arange(train), "test": torch.arange(train, 60)}
+        source = Source("toy", x, y, task, "image", official=official)
+        asked = settings(data="toy", methods=("erm",), seeds=(0,))
+        protocol = adjust(choose("default", source), net=net)
+        return make_jobs(asked, Plan(source, protocol, 0.0, 0, {}))[0].key
+
+    before = [key(), key(net=f"timm:resnet18:weights={weights}")]
+    assert before == [key(), key(net=f"timm:resnet18:weights={weights}")]
+    weights.write_bytes(b"two")
+    after = [key(net=f"timm:resnet18:weights={weights}"), key(Classification(5)), key(MultiLabel(2)), key(train=50)]
+    on_gpu = not torch.cuda.is_available()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+        after.append(key())
+    monkeypatch.setattr(torch, "__version__", "1.2.3+cpu")
+    assert len({*before, *after, key()}) == len(before) + len(after) + 1
+
+
+def test_tables_of_numbers_run_on_the_cpu_wherever_they_are(monkeypatch):
+    airfoil, digits = load("airfoil"), load("digits")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_kind(airfoil, choose("default", airfoil)) == "cpu"
+    assert device_kind(digits, choose("default", digits)) == "gpu"
+
+
+@pytest.mark.parametrize("wrong", ["manifold-mixup:taps=nowhere", "c-mixup:place=nowhere"])
+def test_a_mistyped_place_is_refused_before_anything_runs(wrong):
+    with pytest.raises(ValueError, match=f"{wrong}: tap 'nowhere' is not a module of MLP; there are: .*'block1'"):
+        planned(methods=("erm", wrong))
+    planned(methods=(wrong.replace("nowhere", "block1"),))
 
 
 def test_parameters_of_user_protocol_and_method_in_this_order():

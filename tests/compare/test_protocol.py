@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from omnimix.compare.protocol import PROTOCOLS, Splits, adjust, choose, prepare, split
+from omnimix.compare.spec import Spec, create
 from omnimix.core.task import Classification, Regression
-from omnimix.data import Source, load
+from omnimix.data import Source, flip_labels, load
 
 
 def regression(rows=100, **extra):
@@ -67,7 +68,11 @@ def test_digits_and_c_mixup_have_the_sizes_of_their_cards():
         True,
         "best",
     )
-    assert choose("c-mixup", no2).budget.batch_size == 32
+    protocol = choose("c-mixup", no2)
+    budget = protocol.budget
+    assert (budget.optimizer, budget.lr, budget.batch_size, budget.epochs) == ("adam", 1e-2, 32, 100)
+    method = create(Spec("c-mixup"), protocol.methods["c-mixup"])
+    assert (method.pairing.bandwidth, method.ratio.alpha, method.place) == (1.2, 2, "input")
     pilot = choose("default", digits).budget
     assert (pilot.epochs, pilot.batch_size, pilot.lr, pilot.select) == (200, 50, 1e-3, "last")
 
@@ -75,13 +80,23 @@ def test_digits_and_c_mixup_have_the_sizes_of_their_cards():
 def test_protocols_are_refused_where_they_have_no_meaning():
     with pytest.raises(ValueError, match="no protocol 'c-mix'"):
         choose("c-mix", regression())
-    with pytest.raises(ValueError, match="defined for airfoil, no2, not for 'toy'"):
+    with pytest.raises(ValueError, match="built-in data sets airfoil, no2, not for 'toy'"):
         choose("c-mixup", regression())
     with pytest.raises(ValueError, match="too few"):
         split(default(regression(3)), regression(3), 0)
     small = replace(regression(50), name="airfoil")
     with pytest.raises(ValueError, match="needs 1503 rows"):
         split(PROTOCOLS["c-mixup"]["airfoil"], small, 0)
+
+
+def test_a_users_file_with_the_name_of_a_built_in_set_goes_by_its_kind(tmp_path):
+    path = tmp_path / "digits.csv"
+    path.write_text("a,y\n" + "".join(f"{i % 7}.5,{i / 3}\n" for i in range(30)))
+    mine = load(path, target="y")
+    assert mine.name == "digits"
+    assert choose("default", mine) is PROTOCOLS["default"]["table"]
+    with pytest.raises(ValueError, match="built-in data sets airfoil"):
+        choose("c-mixup", replace(regression(), name="airfoil"))
 
 
 def test_what_the_user_asks_for_replaces_the_protocols_own():
@@ -136,9 +151,12 @@ def test_label_noise_changes_training_and_validation_labels_only():
     protocol = default(source)
     parts = split(protocol, source, 0)
     noisy = prepare(protocol, source, parts, 0.4, 1)
-    share = (noisy.train.y != source.y[parts.train]).double().mean()
-    assert 0.15 < share < 0.25  # half of the 40 % get their own label again
-    assert not noisy.valid.y.equal(source.y[parts.valid])
+    generator = torch.Generator().manual_seed(1)
+    for part, rows, replaced in ((noisy.train, parts.train, 240), (noisy.valid, parts.valid, 80)):
+        labels, chosen = flip_labels(source.y[rows], 2, 0.4, generator)
+        assert chosen.sum() == replaced  # 40 % of 600 and of 200
+        assert part.y.equal(labels)
+        assert part.y[~chosen].equal(source.y[rows][~chosen])
     assert noisy.test.y.equal(source.y[parts.test])
     assert noisy.train.y.equal(prepare(protocol, source, parts, 0.4, 1).train.y)
     assert not noisy.train.y.equal(prepare(protocol, source, parts, 0.4, 2).train.y)

@@ -32,6 +32,7 @@ def result(folder: Path, values=VALUES, failures=(), **more) -> Result:
     names = tuple(dict.fromkeys([*values, *(f.method for f in failures)]))
     facts = {
         "name": "toy<set>", "rows": 100, "inputs": "3", "task": "regression", "target": "y", "domains": [],
+        "random_split": True,
         "split": [60, 20, 20], "notes": ["2 cells of 'a' were imputed & counted"], "digest": "abc",
     }  # fmt: skip
     budget = {"epochs": 3, "optimizer": "adam", "momentum": 0.9, "milestones": []}
@@ -107,6 +108,51 @@ def test_warnings(tmp_path):
     assert "3 runs have not ended" in said
     assert "with 2 seeds" in said
     assert "2 runs in the store were made by other versions" in said
+
+
+def test_a_name_with_dollars_or_tags_is_drawn_and_written_as_it_is(tmp_path):
+    made = result(tmp_path, {"erm": (1.0, 2.0), "mixup:alpha=$\\frac$": (3.0, 4.0)})
+    made.data["name"] = "cost in $ or $\\x$ [/b]"
+    baseline = made.settings.model_copy(update={"baseline": "mixup:alpha=$\\frac$"})
+    for changed in (made, Result(**{**vars_of(made), "settings": baseline})):
+        assert "mixup:alpha=$\\frac$" in "".join(re.findall(r"<svg.*?</svg>", page(changed), flags=re.DOTALL))
+        report.write(changed)
+
+
+def test_two_processes_write_to_files_of_their_own(tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(report.os, "replace", lambda half, path: used.append(half.name))
+    for pid in (1, 2):
+        monkeypatch.setattr(report.os, "getpid", lambda pid=pid: pid)
+        report._replace(tmp_path / "page", "text")
+    assert len(set(used)) == 2
+
+
+def test_no_interval_below_four_seeds_and_one_line_says_so(tmp_path):
+    few = result(tmp_path, {"erm": (1.0, 2.0, 3.0), "mixup": (2.0, 3.0, 4.5)})
+    for summary in few.to_json()["summary"]:
+        assert summary["ci95"] == {"rmse": None, "r2": None}
+    assert summary["diff"]["rmse"]["ci95"] is None
+    assert sum("too few seeds for an interval" in line for line in few.warnings) == 1
+    enough = result(tmp_path, {"erm": (1.0, 2.0, 3.0, 5.0)})
+    assert enough.summaries[0].metrics["rmse"].ci95 == (1.0, 5.0)
+    assert "too few seeds" not in " ".join(enough.warnings)
+
+
+def test_methods_are_ordered_by_the_seeds_that_all_have(tmp_path):
+    made = result(tmp_path, {"erm": (1.0, 1.0, 9.0), "mixup": (2.0, 2.0)})
+    assert [s.method for s in made.ranking] == ["erm", "mixup"]  # by all of its seeds erm has mean 3.7
+    assert "ordered by the 2 seeds" in " ".join(made.warnings)
+    assert made.to_json()["summary"][1]["diff"]["rmse"]["n"] == 2
+    assert "(n = 2)" in page(result(tmp_path, {"erm": (1.0, 1.0), "mixup": (2.0, 2.0, 2.0)}))
+
+
+def test_results_by_domain_of_random_splits_are_no_new_domains(tmp_path):
+    made = result(tmp_path)
+    made.data["domains"] = ["north", "south"]
+    assert "every domain is in training" in " ".join(made.warnings)
+    made.data["random_split"] = False
+    assert made.warnings == []
 
 
 def test_decimals_follow_the_spread(tmp_path):

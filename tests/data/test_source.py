@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from omnimix import Regression
-from omnimix.data import Source
+from omnimix.data import BUILTIN, DataError, Source, load
 
 
 def test_take_gives_floats_and_leaves_the_pixels_alone() -> None:
@@ -30,3 +31,14 @@ def test_the_digest_sees_values_shapes_targets_and_domains() -> None:
         make([[1.0], [2.0]], [0.0, 1.0], [1, 0]),
     ]
     assert len({base, *others}) == 6
+
+
+def test_domains_and_classes_have_different_names() -> None:
+    for what in ("domain", "class"):
+        with pytest.raises(DataError, match=f"two {what} names are 'a'"):
+            Source("s", torch.zeros(2, 1), torch.zeros(2), Regression(1), "table", **{f"{what}_names": ("a", "b", "a")})
+
+
+def test_only_built_in_sets_say_that_they_are() -> None:
+    assert all(load(name).builtin for name in BUILTIN)
+    assert not Source("digits", torch.zeros(2, 1), torch.zeros(2), Regression(1), "table").builtin

@@ -183,3 +183,14 @@ def test_one_hot_rows_sum_to_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     text = "c,y\n" + "".join(f"{rng.choice(list('uvw '))},{i / 7}\n" for i in range(40))
     assert torch.equal(_csv(tmp_path, text, target="y").x.sum(dim=1), torch.ones(40))
+
+
+def test_numbers_that_differ_late_have_names_that_differ(tmp_path: Path) -> None:
+    sites = ("1234567", "1234568", "0.12345678", "0.12345679", "20")
+    text = "site,y\n" + "".join(f"{sites[i % 5]},{i / 3}\n" for i in range(20))
+    rows = text.replace("y\n", "y,a\n", 1).splitlines()
+    text = "\n".join([rows[0], *(f"{row},{i}.5" for i, row in enumerate(rows[1:]))])
+    source = _csv(tmp_path, text, target="y", domain="site")
+    assert source.domain_names == ("0.12345678", "0.12345679", "20", "1234567", "1234568")
+    classes = _csv(tmp_path, text, target="site", task="classification")
+    assert classes.class_names == source.domain_names

@@ -172,9 +172,9 @@ def _main_table(result: Result) -> Table:
     from ..compare.result import show_interval, show_p, signed
 
     title = f"{result.data['name']}: test {result.primary} over {result.span}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("method")
-    for heading in ("n", "mean ± sd", "95 % interval", f"minus {result.baseline}", "Holm p", "step time"):
+    for heading in ("n", "mean ± sd", "95 % interval", f"minus {escape(result.baseline)}", "Holm p", "step time"):
         table.add_column(heading, justify="right")
     places = result.places(result.primary)
     for summary in result.ranking:
@@ -184,7 +184,7 @@ def _main_table(result: Result) -> Table:
             str(summary.n),
             f"{found.mean:.{places}f}" + ("" if found.sd is None else f" ± {found.sd:.{places}f}"),
             escape(show_interval(found.ci95, places)),
-            "" if gap is None else escape(signed(gap, places)),
+            "" if gap is None else escape(signed(gap, places)) + (f" (n = {gap.n})" if gap.n != summary.n else ""),
             "" if summary.holm is None else show_p(summary.holm),
             "" if summary.cost is None else f"{summary.cost:.2f} ×",
         )

@@ -22,7 +22,9 @@ app = typer.Typer(
 def console(*, stderr: bool) -> Console:
     """A console that stays plain, and wide enough for a table, where its stream is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    return Console(
+        stderr=stderr, highlight=False, emoji=False, soft_wrap=False, width=None if stream.isatty() else PLAIN_WIDTH
+    )
 
 
 def _version(asked: bool) -> None:
@@ -58,7 +60,8 @@ class _Live(Progress):
         columns = (
             TextColumn("{task.fields[runs]}/{task.total:.0f} runs"), BarColumn(24),
             TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
         )  # fmt: skip
         self.share = share
         self.task: TaskID | None = None

@@ -11,7 +11,7 @@ import math
 import platform
 import subprocess
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -23,13 +23,16 @@ from torch import nn
 
 from .. import __version__
 from ..core import registry
-from ..data.source import Source
+from ..core.method import Method, Mix, Setup
+from ..core.task import Task
+from ..data.source import Source, digest
 from .protocol import Protocol, prepare, split
 from .spec import Settings, Spec, create, fingerprint, fit_sequences, write_value
 from .store import Failure, Run
 
 ROOMS = ("core", "samples", "domains", "models", "data", "networks", "train")
-"""Whose code decides what a run gives; with `protocol.py` and this file."""
+"""Whose code decides what a run gives; with `FILES` beside this one."""
+FILES = ("engine.py", "jobs.py", "protocol.py", "spec.py")
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,16 @@ class Job:
 
 def make_jobs(settings: Settings, plan: Plan) -> list[Job]:
     """All jobs, seed by seed, so that a comparison that is cut short holds whole pairs."""
+    source, protocol = plan.source, plan.protocol
+    official = sorted(source.official.items()) if source.official and protocol.official else []
     shared = {
-        "data": plan.source.digest,
-        "protocol": plan.protocol.describe(),
+        "data": source.digest,
+        "task": repr(source.task),
+        "official": {name: digest(rows) for name, rows in official},
+        "protocol": protocol.describe(),
+        "weights": _weights(protocol),
+        "device": device_kind(source, protocol),
+        "torch": torch.__version__.partition("+")[0],
         "label_noise": plan.label_noise,
         "noise_seed": plan.noise_seed if plan.label_noise else 0,
     }
@@ -84,6 +94,22 @@ def make_jobs(settings: Settings, plan: Plan) -> list[Job]:
     return jobs
 
 
+def device_kind(source: Source, protocol: Protocol) -> str:
+    """What `accelerator="auto"` comes to on this machine: "cpu" or "gpu"."""
+    wants = protocol.budget.accelerator
+    if wants != "auto":
+        return wants
+    return "gpu" if source.kind == "image" and torch.cuda.is_available() else "cpu"
+
+
+def _weights(protocol: Protocol) -> str | None:
+    """The hash of the file that the network's weights come from; a file that is not there is told by the network."""
+    name = dict(Spec.parse(protocol.network).parameters).get("weights")
+    if name is None or not Path(str(name)).is_file():
+        return None
+    return hashlib.sha256(Path(str(name)).read_bytes()).hexdigest()
+
+
 def check(spec: Spec, parameters: Mapping[str, Any], source: Source) -> None:
     """ValueError if the method cannot be made, or not be used on these data."""
     card = registry.info(spec.name)
@@ -94,6 +120,25 @@ def check(spec: Spec, parameters: Mapping[str, Any], source: Source) -> None:
         raise ValueError(f"{spec.name} needs {' or '.join(card.inputs)} inputs; {source.name} is a {source.kind}")
     if "domain" in method.needs and source.domain is None:
         raise ValueError(f"{spec.name} needs the domain of every sample; say which column it is (--domain)")
+
+
+def check_places(spec: Spec, parameters: Mapping[str, Any], network: nn.Module, task: Task) -> None:
+    """ValueError if the method mixes at a place that the network does not have."""
+    for method in _parts(create(spec, parameters)):
+        if isinstance(method, Mix):
+            try:
+                method.resolve_places(Setup(network, task))
+            except ValueError as error:
+                raise ValueError(f"{spec}: {error}") from error
+
+
+def _parts(method: Method) -> Iterator[Method]:
+    """The method and those that it is made of."""
+    yield method
+    for value in vars(method).values():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, Method):
+                yield from _parts(part)
 
 
 def make_network(plan: Plan, seed: int) -> nn.Module:
@@ -170,7 +215,7 @@ def code_digest() -> str:
     """Version and hash of the code that decides results, so that rows of other code are not taken for ours."""
     package, total = Path(__file__).parents[1], hashlib.sha256()
     files = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
-    for path in [*files, Path(__file__), Path(__file__).with_name("protocol.py")]:
+    for path in [*files, *(Path(__file__).with_name(name) for name in FILES)]:
         total.update(path.read_bytes())
     return f"{__version__}+{total.hexdigest()[:12]}"
 

@@ -1,6 +1,7 @@
 """What a comparison holds equal for all methods: the split, the preparation, the budget, the network, the selection.
 
-A protocol is data. `PROTOCOLS[name]` holds one for a data set by its name, or for "table" and "image" in general.
+A protocol is data. `PROTOCOLS[name]` holds one for a built-in data set by its name, or for "table" and "image" in
+general.
 """
 
 from __future__ import annotations
@@ -117,12 +118,13 @@ def choose(name: str, source: Source) -> Protocol:
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol {name!r}; there are: {', '.join(PROTOCOLS)}")
     known = PROTOCOLS[name]
-    if source.name in known:
+    if source.builtin and source.name in known:
         return known[source.name]
     if source.kind in known:
         return known[source.kind]
     raise ValueError(
-        f"the protocol {name!r} is defined for {', '.join(known)}, not for {source.name!r}; use --protocol default"
+        f"the protocol {name!r} is defined for the built-in data sets {', '.join(known)}, not for {source.name!r}; "
+        "use --protocol default"
     )
 
 
@@ -218,7 +220,8 @@ def prepare(protocol: Protocol, source: Source, splits: Splits, label_noise: flo
         domain = None if source.domain is None else source.domain[rows]
         lazy = Scaled(source, rows, scaler)
         small = source.kind == "table" or len(rows) * math.prod(source.input_shape) * 4 <= IN_MEMORY
-        return Part(scaler(source.take(rows)) if small else lazy, labels, domain)
+        raw = None if scale is None else source.y[rows]
+        return Part(scaler(source.take(rows)) if small else lazy, labels, domain, raw)
 
     train = part(splits.train, label_noise)
     assert train is not None

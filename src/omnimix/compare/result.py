@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..train.metrics import HIGHER_IS_BETTER
 from .spec import Settings
-from .statistics import Estimate, Summary, summarise
+from .statistics import FEWEST, Estimate, Summary, summarise
 from .store import Failure, Run
 
 
@@ -85,9 +85,20 @@ class Result:
 
     @property
     def ranking(self) -> list[Summary]:
-        """Summaries, best mean of the primary metric first."""
+        """Summaries, best mean of the primary metric first: over the seeds that all have, or if none, over all."""
         sign = -1 if self.primary in HIGHER_IS_BETTER else 1
-        return sorted(self.summaries, key=lambda s: sign * s.metrics[self.primary].mean)
+
+        def mean(summary: Summary) -> float:
+            values = self.values(summary.method)
+            return math.fsum(values[seed] for seed in self.shared or values) / len(self.shared or values)
+
+        return sorted(self.summaries, key=lambda summary: sign * mean(summary))
+
+    @cached_property
+    def shared(self) -> list[int]:
+        """The seeds with which every method that has any run has one."""
+        done = [self.values(method) for method in self.by_method]
+        return [seed for seed in self.settings.seeds if all(seed in values for values in done)]
 
     def values(self, method: str) -> dict[int, float]:
         """The primary metric by seed."""
@@ -149,6 +160,16 @@ class Result:
             said.append(f"{self.foreign} runs in the store were made by other versions of the code and were not used")
         if len(self.settings.seeds) < 5:
             said.append(f"with {self.span} only large differences can be told from chance")
+        if any(summary.metrics[self.primary].ci95 is None for summary in self.summaries):
+            said.append(f"too few seeds for an interval (fewer than {FEWEST}) where it is left empty")
+        if len({summary.n for summary in self.summaries}) > 1:
+            by = f"the {len(self.shared)} seeds that all of them have" if self.shared else "their own seeds"
+            said.append(f"the methods have different numbers of runs (n); they are ordered by {by}")
+        if self.data["domains"] and self.data["random_split"]:
+            said.append(
+                "the results by domain and worst_domain are of random splits: every domain is in training too, so they "
+                "say nothing about new domains"
+            )
         if self.settings.label_noise:
             said.append(
                 f"{self.settings.label_noise:.0%} of the training and of the validation labels were replaced by random "
@@ -204,7 +225,7 @@ def _column(estimates: dict[str, Estimate], part: str) -> dict[str, Any]:
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
     difference = {
-        name: {"mean": found.mean, "ci95": found.ci95, "p": summary.p.get(name)}
+        name: {"n": found.n, "mean": found.mean, "ci95": found.ci95, "p": summary.p.get(name)}
         for name, found in summary.difference.items()
     }
     return {

@@ -15,7 +15,18 @@ from ..core import registry
 from ..core.checks import at_least
 from ..data import Source, load
 from .engine import run_jobs, shared_fractions
-from .jobs import Job, Plan, check, code_digest, is_ours, make_jobs, make_network, versions
+from .jobs import (
+    Job,
+    Plan,
+    check,
+    check_places,
+    code_digest,
+    device_kind,
+    is_ours,
+    make_jobs,
+    make_network,
+    versions,
+)  # fmt: skip
 from .protocol import adjust, choose, split
 from .result import Result
 from .spec import Settings, create, parse_specs
@@ -90,7 +101,9 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
     jobs = make_jobs(settings, plan)
     for job in jobs[: len(settings.specs)]:
         check(job.method, job.parameters, source)
-    make_network(plan, settings.seeds[0])
+    network = make_network(plan, settings.seeds[0])
+    for job in jobs[: len(settings.specs)]:
+        check_places(job.method, job.parameters, network, source.task)
     rows = len(split(protocol, source, settings.seeds[0]).train)
     if protocol.budget.drop_last and rows < protocol.budget.batch_size:
         raise ValueError(
@@ -101,13 +114,9 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
 
 def default_workers(plan: Plan) -> int:
     """One process a core; one in all where a GPU does the work."""
-    import torch
     from joblib import cpu_count
 
-    wants = plan.protocol.budget.accelerator
-    if wants == "gpu" or (wants == "auto" and plan.source.kind == "image" and torch.cuda.is_available()):
-        return 1
-    return int(cpu_count())
+    return 1 if device_kind(plan.source, plan.protocol) == "gpu" else int(cpu_count())
 
 
 def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folder: Path) -> Result:
@@ -129,6 +138,7 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
             "task": source.task.name + (f" of {source.task.outputs} classes" if source.class_names else ""),
             "target": ", ".join(source.target_names),
             "domains": list(source.domain_names),
+            "random_split": source.official is None or not plan.protocol.official,
             "split": sizes,
             "notes": list(source.notes),
             "digest": source.digest,

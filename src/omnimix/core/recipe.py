@@ -61,7 +61,10 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
     share = recipe.label_share.to(target.dtype)
-    return (share.view(*share.shape, *[1] * (target.ndim - 1)) * target[recipe.partner]).sum(dim=1)
+    parts = target[recipe.partner]
+    if share.shape[1] == 2 and recipe.label_share is recipe.share:  # they sum to 1: equal labels stay exactly equal
+        return torch.lerp(parts[:, 1], parts[:, 0], rowwise(share[:, 0], target))
+    return (share.view(*share.shape, *[1] * (target.ndim - 1)) * parts).sum(dim=1)
 
 
 def rowwise(value: Tensor, like: Tensor) -> Tensor:

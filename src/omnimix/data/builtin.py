@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ def _shipped(name: str, **options: Any) -> np.ndarray[Any, Any]:
 
 def _regression(name: str, x: Any, y: Any, features: tuple[str, ...], target: str) -> Source:
     inputs, targets = (torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in (x, y))
-    return Source(name, inputs, targets, Regression(1), "table", feature_names=features, target_names=(target,))
+    return Source(
+        name, inputs, targets, Regression(1), "table", feature_names=features, target_names=(target,), builtin=True
+    )
 
 
 def airfoil() -> Source:
@@ -59,7 +61,8 @@ def _classes(name: str, x: Any, data: Any, **extra: Any) -> Source:
     names = tuple(str(label) for label in data.target_names)
     y, task = labelled(name, data.target, names)
     inputs = torch.from_numpy(np.asarray(x, dtype=np.float32))
-    return Source(name, inputs, y, task, "image" if inputs.ndim == 4 else "table", class_names=names, **extra)
+    kind: Literal["table", "image"] = "image" if inputs.ndim == 4 else "table"
+    return Source(name, inputs, y, task, kind, class_names=names, builtin=True, **extra)
 
 
 def wine() -> Source:

@@ -34,7 +34,8 @@ class Source:
     x: (N, D) float32 table, NaN where a value is missing; or (N, C, H, W) images, float32 in [0, 1] or uint8, in memory
     or decoded when asked for. y: class ids (N,), multi-hot (N, C), or real (N,) or (N, D) in raw units. official: row
     sets "train", "test" and maybe "valid" that the publisher fixed. notes: what loading changed or assumed.
-    digest: SHA-256 of x, y and domain. DataError if the parts do not fit together.
+    digest: SHA-256 of x, y and domain. builtin: it comes with omnimix or scikit-learn, so its name says what it is.
+    DataError if the parts do not fit together or two domains or classes have one name.
     """
 
     name: str
@@ -50,11 +51,16 @@ class Source:
     official: dict[str, Tensor] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     digest: str = ""
+    builtin: bool = False
 
     def __post_init__(self) -> None:
         for what, rows in (("y", self.y), ("domain", self.domain)):
             if rows is not None and len(rows) != len(self.x):
                 raise DataError(f"{self.name}: {what} has {len(rows)} rows, x has {len(self.x)}")
+        for what, names in (("domain", self.domain_names), ("class", self.class_names)):
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice:
+                raise DataError(f"{self.name}: two {what} names are {twice[0]!r}; rename one")
         if len(self.x) == 0:
             raise DataError(f"{self.name}: there are no samples")
         if not self.digest:

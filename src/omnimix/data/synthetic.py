@@ -30,6 +30,7 @@ def friedman(samples: int = 1000, features: int = 10, noise: float = 1.0, seed: 
         feature_names=tuple(f"x{i + 1}" for i in range(features)),
         target_names=("y",),
         notes=(f"synthetic, seed {seed}",),
+        builtin=True,
     )
 
 
@@ -50,4 +51,5 @@ def two_moons(samples: int = 1000, noise: float = 0.2, seed: int = 0) -> Source:
         feature_names=("x1", "x2"),
         target_names=("moon",),
         notes=(f"synthetic, seed {seed}",),
+        builtin=True,
     )

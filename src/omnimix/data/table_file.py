@@ -195,8 +195,14 @@ def _levels(sheet: Sheet, name: str) -> tuple[Tensor, tuple[str, ...]]:
     _no_gaps(sheet, name, "domain")
     values = _numbers(sheet, name, optional=False)
     levels, codes = np.unique(_text(sheet, name) if values is None else values, return_inverse=True)
-    names = tuple(str(level) if values is None else f"{level:g}" for level in levels)
+    names = tuple(str(level) if values is None else _written(level) for level in levels)
     return torch.from_numpy(codes.astype(np.int64)), names
+
+
+def _written(value: float) -> str:
+    """A number as text: whole ones as such, others with all their digits, so that different ones stay different."""
+    number = float(value)
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
 
 
 def _no_gaps(sheet: Sheet, name: str, what: str) -> None:
@@ -248,7 +254,7 @@ def _as_classes(sheet: Sheet, name: str, values: Any, why: str) -> tuple[Tensor,
     boolean = require("pandas").api.types.is_bool_dtype(sheet.frame[name])
     as_text = values is None or boolean
     levels, codes = np.unique(_text(sheet, name) if as_text else values, return_inverse=True)
-    class_names = tuple(str(level) if as_text else f"{level:g}" for level in levels)
+    class_names = tuple(str(level) if as_text else _written(level) for level in levels)
     y = torch.from_numpy(codes.astype(np.int64))
     counts = torch.bincount(y)
     if len(levels) > 1 and int(counts.min()) < 2:

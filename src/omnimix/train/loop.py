@@ -256,6 +256,8 @@ class _Run:
     def _prepare(self) -> None:
         self._seed(0)
         self.model.to(self.device)
+        if not self.model.training:  # else layers that the user froze in evaluation mode stay there
+            self.model.train()
         self.optimizer = _optimizer(self.budget, self.model, self.device)
         _setup(self.method, self.model, self.data, self.budget, self.seed, self.rank)
         if self.path is not None:
@@ -313,7 +315,6 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = budget.rate(epoch)
         self._seed(epoch + 1)
-        module.train()
         losses: list[Tensor] = []
         start = time.perf_counter()
         for rows, guests in method.plan(self._batches(epoch)):

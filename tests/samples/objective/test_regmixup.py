@@ -165,3 +165,10 @@ def test_partners_may_be_guests():
 def test_refusals(name, value):
     with pytest.raises(ValueError, match=name):
         RegMixup(**{name: value})
+
+
+@pytest.mark.parametrize(("reduction", "times"), [("mean2n", 1.0), ("sum", 3.0)])
+def test_alpha_zero_is_the_plain_loss_or_a_multiple_of_it(reduction, times):
+    model, (x, y) = linear(), batch()
+    method = RegMixup(0, eta=2.0, reduction=reduction).setup(model, om.Classification(3), generator=seeded())
+    torch.testing.assert_close(method.loss(model, (x, y)), times * F.cross_entropy(model(x), y))

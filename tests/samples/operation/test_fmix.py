@@ -8,7 +8,7 @@ from torch import nn
 import omnimix as om
 from omnimix.core.operation import Context
 from omnimix.samples.operation import FMix, FourierMask, fmix
-from omnimix.samples.operation.fmix import SizeBiased, binarise, fourier_fields, frequencies
+from omnimix.samples.operation.fmix import SizeBiased, binarise, fourier_fields, frequencies, whole_cells
 
 SHAPES = [(40,), (23,), (24, 40), (9, 7), (6, 8, 10), (4, 3, 5)]
 
@@ -277,3 +277,14 @@ def test_gradients_reach_both_partners():
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("round_up", [True, False])
+def test_counts_of_many_cells_stay_within_them(round_up):
+    count = whole_cells(torch.tensor([0.0, 1.0]).double(), 30_000_000, torch.tensor(round_up))
+    assert 0 <= count[0] <= 3
+    assert 30_000_000 - 3 <= count[1] <= 30_000_000
+
+
+def test_all_of_ten_million_cells_can_be_kept():
+    assert binarise(torch.zeros(1, 11_000_000), 1.0, round_up=torch.tensor([False])).min() == 1

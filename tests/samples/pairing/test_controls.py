@@ -9,8 +9,10 @@ import omnimix as om
 from omnimix.core.pairing import NONE, InBatch
 from omnimix.core.ratio import Beta
 from omnimix.samples.pairing import (
+    CMixup,
     Criterion,
     PairsWithoutMixing,
+    RegMix,
     Resampled,
     ResamplingOnly,
     SelectiveMixup,
@@ -239,3 +241,28 @@ def test_resampling_trains_through_a_partner_loader():
         method.after_step()
     assert method.steps_done == method.method.steps_done == 5
     assert torch.cat(seen).bincount().min() > 20
+
+
+def test_resampling_keeps_guests_that_are_only_candidates_and_chooses_once():
+    y = torch.arange(100) // 50 * 1000.0  # two groups of labels: partners come from the own one
+    method = controls(CMixup(bandwidth=1.0, batch=True))["resampling"]
+    method.setup(torch.nn.Linear(4, 1), om.Regression(1), om.Table(label=y), generator=generator(5))
+    index = torch.arange(0, 100, 5)
+    anchors, guests = method.rows(index)
+    assert torch.equal(anchors, index)
+    assert guests.shape == (20, 1)
+    seen = []
+    constant = nn.Linear(4, 1)
+    nn.init.zeros_(constant.weight)
+    nn.init.zeros_(constant.bias)
+    for _ in range(20):
+        batch = load(method, inputs(100), y, index)
+        seen.append(float(method.loss(constant, batch).detach()))
+    assert seen == pytest.approx([5e5] * 20)  # every anchor is replaced within its group
+
+
+def test_controls_refuse_neighbours_yet_to_be_learned():
+    for k in ("learned", "global"):
+        with pytest.raises(ValueError, match=rf"RegMix\(k='{k}'\).*give k as a number"):
+            controls(RegMix(k))
+    assert controls(RegMix(3))["pairs"].pairing.given == 3

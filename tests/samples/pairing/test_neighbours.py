@@ -118,3 +118,15 @@ def test_bad_arguments_are_named():
 
 def test_a_single_sample_has_no_neighbour():
     assert prepared(0, torch.randn(1, 2)).draw(torch.zeros(3, dtype=torch.long), generator()).tolist() == [[NONE]] * 3
+
+
+def test_no_neighbours_are_sought_for_rows_without_any(monkeypatch):
+    x, sought, search = torch.randn(20, 2, generator=generator(3)), [], nearest_others
+
+    def watched(z, index, count):
+        sought.extend(index.tolist())
+        return search(z, index, count)
+
+    monkeypatch.setattr(neighbours, "nearest_others", watched)
+    assert (prepared(0, x).draw(torch.arange(20), generator()) == NONE).all()
+    assert sought == []

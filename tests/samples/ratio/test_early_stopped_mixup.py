@@ -122,6 +122,25 @@ def test_any_method_can_be_stopped_and_partners_are_loaded_only_while_it_mixes()
     assert method.rows(torch.arange(4))[1] is None
 
 
+def test_the_inner_method_gets_its_streams_and_the_end_of_each_epoch_it_mixed():
+    class Inner(om.ERM):
+        streams = ("extra",)
+        epochs = 0
+
+        def after_epoch(self):
+            self.epochs += 1
+
+    method = EarlyStopped(0.5, method=Inner())
+    assert method.streams == ("extra",)
+    assert EarlyStopped().streams == ()
+    method.setup(net(), om.Classification(3), steps=8, generator=seeded())
+    for _ in range(4):
+        method.after_step()
+        method.after_step()
+        method.after_epoch()
+    assert method.inner.epochs == 2
+
+
 def test_guests_that_were_loaded_early_are_left_out_of_the_plain_loss():
     model = net()
     method = EarlyStopped(0.0).setup(model, om.Classification(3), steps=2, generator=seeded())

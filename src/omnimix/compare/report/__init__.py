@@ -26,7 +26,7 @@ def write(result: Result) -> Path:
 
 
 def _replace(path: Path, text: str) -> None:
-    half = path.with_name(path.name + ".part")
+    half = path.with_name(f"{path.name}.{os.getpid()}.part")  # two comparisons may share the folder
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
 

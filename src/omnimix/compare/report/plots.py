@@ -61,7 +61,12 @@ def _short(name: str, width: int = 22) -> str:
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+    return _plain("\n".join(lines))
+
+
+def _plain(text: str) -> str:
+    """What users named, with the dollars that would begin a formula escaped."""
+    return text.replace("$", r"\$")
 
 
 def _label(metric: str) -> str:
@@ -100,7 +105,8 @@ def differences(result: Result, axes: Axes) -> None:
     _names(axes, [s.method for s in ordered])
     axes.margins(x=0.15)
     axes.set(
-        xlabel=f"{result.primary} minus that of {result.baseline}", title=f"Paired difference to {result.baseline}"
+        xlabel=f"{result.primary} minus that of {_plain(result.baseline)}",
+        title=f"Paired difference to {_plain(result.baseline)}",
     )
 
 
@@ -136,7 +142,7 @@ def curve(key: str, title: str) -> Callable[[Result, Axes], None]:
             if length == 0 or np.isnan(values).all():
                 continue
             epochs = np.arange(1, length + 1)
-            axes.plot(epochs, values.mean(axis=0), lw=1.6, color=colours(result)[name], label=name)
+            axes.plot(epochs, values.mean(axis=0), lw=1.6, color=colours(result)[name], label=_plain(name))
             axes.fill_between(epochs, values.min(0), values.max(0), color=colours(result)[name], alpha=0.12, lw=0)
         shown = [line.get_ydata() for line in axes.lines]
         if shown:
@@ -163,11 +169,11 @@ def cost(result: Result, axes: Axes) -> None:
         found, colour = summary.metrics[result.primary], colours(result)[summary.method]
         if found.ci95:
             axes.plot([summary.cost] * 2, found.ci95, "-", lw=1.5, color=colour, alpha=0.6)
-        axes.plot(summary.cost, found.mean, "o", ms=8, mew=0, color=colour, label=summary.method)
+        axes.plot(summary.cost, found.mean, "o", ms=8, mew=0, color=colour, label=_plain(summary.method))
     axes.set_xlim(0, 1.15 * max((s.cost or 0 for s in result.summaries), default=1))
     axes.legend(fontsize=8, frameon=False)
     axes.set(
-        xlabel=f"time of a step relative to {result.baseline}",
+        xlabel=f"time of a step relative to {_plain(result.baseline)}",
         ylabel=f"test {result.primary}",
         title="Result against cost",
     )
@@ -198,7 +204,7 @@ def picture(result: Result, path: Path) -> None:
     """The ranking and the differences side by side, as PNG."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(11, height_for(len(result.ranking)) + 0.4))
-        title = f"{result.data['name']}: test {result.primary} over {result.span}"
+        title = f"{_plain(result.data['name'])}: test {result.primary} over {result.span}"
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         left, right = figure.subplots(1, 2)
         ranking(result, left)

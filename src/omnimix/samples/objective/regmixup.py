@@ -71,9 +71,10 @@ def regmixup(
 class RegMixup(Mix):
     """Train on clean samples and, as a regulariser, on strong mixes of them.
 
-    alpha: Beta(alpha, alpha), 20 for CIFAR-10 and 10 for CIFAR-100 in the paper; 0: plain training. eta: weight of the
-    mixed loss. reduction: "mean2n" divides by 1 + eta (the reference, the default), "sum" does not (the paper).
-    pairing, operation: None takes random partners and interpolation.
+    alpha: Beta(alpha, alpha), 20 for CIFAR-10 and 10 for CIFAR-100 in the paper; 0 mixes nothing: the loss is the
+    plain one with "mean2n", 1 + eta times the plain one with "sum". eta: weight of the mixed loss. reduction: "mean2n"
+    divides by 1 + eta (the reference, the default), "sum" does not (the paper). pairing, operation: None takes random
+    partners and interpolation.
     """
 
     def __init__(

@@ -114,18 +114,24 @@ def binarise(
     if round_up is None:
         source = resolve(generator)
         round_up = uniform(count, generator=source) > 0.5
-    slack = 1e-7 * cells  # lam is a float32: .3 of 10 cells are 3, not 3.0000001
-    down, up = (lam * cells + slack).floor(), (lam * cells - slack).ceil()
-    keep = torch.where(round_up.to(field.device), up, down).long()
+    keep = whole_cells(lam, cells, round_up)
     if _softness(max_soft) == 0:
         mask = torch.ge(flat, _nth_largest(flat, keep), out=torch.empty_like(flat))
     else:
-        soft = (torch.minimum(lam, 1.0 - lam).clamp(max=max_soft) * cells + slack).long().unsqueeze(1)
+        soft = whole_cells(torch.minimum(lam, 1.0 - lam).clamp(max=max_soft), cells, torch.tensor(False))
+        soft = torch.minimum(soft, torch.minimum(keep, cells - keep)).unsqueeze(1)
         rank = torch.arange(cells, device=field.device)
         ramp = (keep.unsqueeze(1) + (soft - 1).clamp(min=0) - rank) / (2 * soft - 1).clamp(min=1)
         order = flat.argsort(dim=1, descending=True)
         mask = torch.empty_like(flat).scatter_(1, order, ramp.clamp(0, 1).to(field.dtype))
     return mask.view_as(field)
+
+
+def whole_cells(lam: Tensor, cells: int, round_up: Tensor) -> Tensor:
+    """(G,) integers in 0..cells: float64 lam (G,) times cells, rounded up where `round_up` is True, else down."""
+    slack = 1e-7 * cells  # lam is a float32: .3 of 10 cells are 3, not 3.0000001
+    count = torch.where(round_up.to(lam.device), (lam * cells - slack).ceil(), (lam * cells + slack).floor())
+    return count.clamp(0, cells).long()  # from ten million cells on, the slack is a cell or more
 
 
 def _softness(max_soft: float) -> float:

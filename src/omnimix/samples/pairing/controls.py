@@ -27,6 +27,7 @@ from ...core.random import integers, uniform
 from ...core.registry import create, register
 from ...core.tree import tree_map
 from .effective import groups
+from .regmix_regression import RegMix
 
 Control: TypeAlias = Literal["pairs", "resampling"]
 By: TypeAlias = Literal["class", "domain", "cell"]
@@ -80,8 +81,8 @@ class ResamplingOnly(_Paired):
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         guests = self.pairing.rows(index, self.generator)
-        if guests is None:
-            return index, None
+        if guests is None or not isinstance(self.pairing, InTable):  # guests of others are candidates, no partners yet
+            return index, guests
         return self._one(torch.cat((index.unsqueeze(1).to(guests.device), guests), dim=1)), None
 
     def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -97,9 +98,17 @@ class ResamplingOnly(_Paired):
 
 
 def controls(method: Method) -> dict[Control, Method]:
-    """The controls of a method whose pairing selects, by name; ValueError for methods that pair at random or not."""
+    """The controls of a method whose pairing selects, by name.
+
+    ValueError for methods that pair at random or not, and for `RegMix` unless its k is a number.
+    """
     if not isinstance(method, Mix) or isinstance(method.pairing, RandomPairing):
         raise ValueError(f"{type(method).__name__} does not select partners, so there is nothing to control for")
+    if isinstance(method, RegMix) and isinstance(method.k, str):  # the pairing alone has k = 0
+        raise ValueError(
+            f"RegMix(k={method.k!r}) learns k on validation samples, which its controls do not; "
+            "give k as a number: controls(RegMix(k=...))"
+        )
     pairs = PairsWithoutMixing(copy.deepcopy(method.pairing), method.probability)
     resampling = ResamplingOnly(copy.deepcopy(method.pairing), method.probability)
     pairs.needs = resampling.needs = method.needs

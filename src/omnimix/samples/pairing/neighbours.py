@@ -70,7 +70,7 @@ class Neighbours(InTable):
         others = len(self.z) - 1
         rank = (point * nearest).long()
         partner = rank + (rank >= index)  # uniform over all others
-        near = (nearest < others).nonzero().squeeze(1)
+        near = ((nearest > 0) & (nearest < others)).nonzero().squeeze(1)
         if len(near):
             partner[near] = self._ranked(index[near], rank[near])
         return torch.where(nearest == 0, NONE, partner)

@@ -48,6 +48,7 @@ class EarlyStopped(Method):
             raise ValueError("alpha and label_ratio belong to the built-in mixup; set them on `method` itself")
         self.inner = Mix(ratio=Beta(alpha), labels=LabelRatio(label_ratio)) if method is None else method
         self.needs = self.inner.needs
+        self.streams = self.inner.streams  # type: ignore[misc]  # here they depend on the instance
 
     def on_setup(self, given: Setup) -> None:
         if given.steps is None:
@@ -95,7 +96,8 @@ class EarlyStopped(Method):
         super().after_step()
 
     def after_epoch(self) -> None:
-        if self.mixing:
+        self._given()
+        if self.steps_done <= self.switch:  # an epoch that ends on the switch was mixed to its last step
             self.inner.after_epoch()
 
     def predict(self, model: nn.Module, x: Any) -> Tensor:

@@ -1,0 +1,5 @@
+"""`python -m omnimix.cli` is the command `omnimix`."""
+
+from . import main
+
+main()
