@@ -28,16 +28,15 @@ class Batch:
     anchors: int = -1
 
     def __post_init__(self) -> None:
-        for name in ("y", "domain", "index"):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor) and (name == "y" or value is not None):
-                raise ValueError(f"batch.{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")
         count = rows(self.x)
         if count == 0:
             raise ValueError("the batch is empty; skip it, or use a smaller batch size than the data set")
-        for name in ("y", "domain", "index"):
-            value = getattr(self, name)
-            if value is not None and (value.ndim == 0 or value.shape[0] != count):
+        for name, value in (("y", self.y), ("domain", self.domain), ("index", self.index)):
+            if value is None and name != "y":
+                continue
+            if not isinstance(value, Tensor):
+                raise ValueError(f"batch.{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")
+            if value.ndim == 0 or value.shape[0] != count:
                 raise ValueError(f"batch.{name} has shape {tuple(value.shape)}, but batch.x has {count} rows")
         if self.anchors == -1:
             object.__setattr__(self, "anchors", count)

@@ -120,7 +120,7 @@ class Method:
 
     def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of the batch as it is."""
-        return self.task.losses(model(batch.x), batch.y).mean()
+        return self.task.mean_loss(model(batch.x), batch.y)
 
     def step(
         self,
@@ -292,8 +292,7 @@ class Mix(Method):
     def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The loss of the batch mixed by `recipe`."""
         output, applied = self.forward(model, batch, recipe)
-        losses = self.objective(output, batch.y, applied, self.task)
-        return (losses if applied.loss_weight is None else losses * applied.loss_weight).mean()
+        return self.objective.mean(output, batch.y, applied, self.task)
 
     def state_dict(self) -> dict[str, Any]:
         ahead = {"ahead": torch.cat(list(self._shares))} if self._shares else {}

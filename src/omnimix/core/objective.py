@@ -21,6 +21,11 @@ class Objective(ABC):
         output: (B, ...). y: the targets of all rows (R, ...), guests included.
         """
 
+    def mean(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
+        """The loss of the batch: the mean over samples, weighted by `recipe.loss_weight` where there is one."""
+        losses = self(output, y, recipe, task)
+        return (losses if recipe.loss_weight is None else losses * recipe.loss_weight).mean()
+
 
 class MixedLoss(Objective):
     """sum_k label_share_k * loss(output, y_k) ("two-part"), or the loss against the mixed target ("soft").
@@ -38,6 +43,12 @@ class MixedLoss(Objective):
             return task.losses(output, mix_labels(task.soft_target(y), recipe))
         share = recipe.label_share
         return sum_of(share[:, k] * task.losses(output, y[recipe.partner[:, k]]) for k in range(share.shape[1]))
+
+    def mean(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
+        soft = (self.target or task.mixed_target) == "soft"
+        if soft and recipe.loss_weight is None and type(self).__call__ is MixedLoss.__call__:
+            return task.mean_loss(output, mix_labels(task.soft_target(y), recipe))
+        return super().mean(output, y, recipe, task)
 
 
 class LabelPolicy(ABC):

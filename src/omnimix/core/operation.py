@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .recipe import Recipe, rowwise
+from .recipe import Recipe, guest_layout, rowwise
 from .tree import Tree, tree_map
 
 
@@ -39,7 +39,10 @@ def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
     require_float(x)
     share, partner = recipe.share.to(x.device, x.dtype), recipe.partner.to(x.device)
     if share.shape[1] == 2:
-        return blend(x, partner[:, 1], rowwise(share[:, 0], x))
+        weight, count = rowwise(share[:, 0], x), len(partner)
+        if partner is guest_layout(2, count, partner.device) and len(x) == 2 * count:  # no rows need gathering
+            return torch.lerp(x[count:], x[:count], weight)
+        return blend(x, partner[:, 1], weight)
     mixed = rowwise(share[:, 0], x) * x[partner[:, 0]]
     for k in range(1, share.shape[1]):
         mixed = torch.addcmul(mixed, rowwise(share[:, k], x), x[partner[:, k]])

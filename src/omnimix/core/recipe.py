@@ -67,6 +67,13 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     return (share.view(*share.shape, *[1] * (target.ndim - 1)) * parts).sum(dim=1)
 
 
+@functools.lru_cache(maxsize=8)
+def guest_layout(k: int, count: int, device: torch.device) -> Tensor:
+    """(count, k) the partners in a batch that brings k - 1 guests for each anchor; one tensor for all such batches."""
+    with torch.inference_mode(False):
+        return torch.arange(k * count, device=device).view(k, count).T
+
+
 def rowwise(value: Tensor, like: Tensor) -> Tensor:
     """(B,) values shaped to multiply a (B, ...) tensor row by row."""
     return value.view(-1, *[1] * (like.ndim - 1))

@@ -30,6 +30,10 @@ class Task(ABC):
     def losses(self, output: Tensor, y: Tensor) -> Tensor:
         """(B,) losses of the outputs against hard or soft targets."""
 
+    def mean_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """The mean of `losses`; a task may take it in one operation."""
+        return self.losses(output, y).mean()
+
     @abstractmethod
     def soft_target(self, y: Tensor) -> Tensor:
         """Targets that can be averaged: (R, outputs, ...) floats."""
@@ -82,11 +86,19 @@ class Regression(Task):
     mixed_target = "soft"
 
     def losses(self, output: Tensor, y: Tensor) -> Tensor:
+        return _mean(F.mse_loss(*self._pair(output, y), reduction="none"))
+
+    def mean_loss(self, output: Tensor, y: Tensor) -> Tensor:
+        if type(self).losses is not Regression.losses:
+            return super().mean_loss(output, y)
+        return F.mse_loss(*self._pair(output, y))
+
+    def _pair(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         target = self.soft_target(y).to(output.dtype)
         output = output.unsqueeze(1) if output.ndim == 1 else output
         if output.shape != target.shape:
             raise ValueError(f"regression outputs {tuple(output.shape)} and targets {tuple(y.shape)} do not match")
-        return _mean(F.mse_loss(output, target, reduction="none"))
+        return output, target
 
     def soft_target(self, y: Tensor) -> Tensor:
         return y.unsqueeze(1) if y.ndim == 1 else y

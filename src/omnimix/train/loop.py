@@ -16,8 +16,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Batch
-from ..core.method import Method
+from ..core.method import AHEAD, Method, Mix
 from ..core.random import permutation
 from . import checkpoint as files
 from .budget import Budget
@@ -35,6 +36,8 @@ from .metrics import METRICS, headline, higher_is_better, scores
 from .parts import Data, Part, table
 from .quick import quick_backward, quicken
 
+FETCH = 2**20
+"""Bytes of inputs up to which several batches are fetched at once."""
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -311,22 +314,15 @@ class _Run:
         assert part is not None
         module, stepper, backward = self.module, self.stepper, self.backward
         clip = None if budget.clip is None else self.clip_now
-        resident, on_cpu, augment = part.y.device, self.device.type == "cpu", self._augment(epoch)
+        on_cpu, augment = self.device.type == "cpu", self._augment(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = budget.rate(epoch)
         self._seed(epoch + 1)
         losses: list[Tensor] = []
         start = time.perf_counter()
-        for rows, guests in method.plan(self._batches(epoch)):
-            anchors = len(rows)
-            if guests is not None:
-                rows = torch.cat((rows, guests.T.reshape(-1)))
-            if not on_cpu:
-                rows = rows.to(resident, non_blocking=True)
-            x, y, domain = part.take(rows)
+        for batch in self._fetch(part, epoch):
             if augment is not None:
-                x = augment(x)
-            batch = Batch(x, y, domain, rows, anchors)
+                batch = replace(batch, x=augment(batch.x))
             if not on_cpu:
                 batch = batch.to(self.device)
             losses.append(method.step(module, batch, stepper, backward, clip))
@@ -335,6 +331,31 @@ class _Run:
         train_loss = self._finite(losses, epoch)
         self.step_seconds.append((time.perf_counter() - start) / len(losses))
         return {"epoch": epoch + 1, "train_loss": train_loss, **self._validate(epoch), "lr": budget.rate(epoch)}
+
+    def _fetch(self, part: Part, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch with their guests; small ones are fetched several at once."""
+        batches, ahead = self._batches(epoch), 1
+        self.method.before_epoch()
+        plan = iter(self.method.plan(batches))
+        # Rows that other methods choose may follow from what training has learned: they are asked for step by step.
+        if isinstance(part.x, Tensor) and type(self.method).rows in (Method.rows, Mix.rows):
+            ahead = max(1, min(AHEAD, FETCH // (len(batches[0]) * part.x[0].nbytes)))
+        while group := list(islice(plan, ahead)):
+            for _, equal in groupby(group, key=lambda rows: len(rows[0])):
+                yield from self._together(part, list(equal))
+
+    def _together(self, part: Part, group: list[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
+        """Batches of equal size, fetched at once."""
+        rows = torch.stack([anchors for anchors, _ in group]).to(part.y.device)
+        count, guests = rows.shape[1], [guests for _, guests in group if guests is not None]
+        if guests:  # column by column behind the anchors
+            rows = torch.cat((rows.unsqueeze(1), torch.stack(guests).to(rows.device).transpose(1, 2)), dim=1).flatten(1)
+        size = rows.shape[1]
+        x, y, domain = part.take(rows.flatten())
+        xs, ys = [x] if len(group) == 1 else torch.split(x, size), torch.split(y, size)
+        domains = repeat(None) if domain is None else torch.split(domain, size)
+        for inputs, targets, groups, index in zip(xs, ys, domains, rows.unbind(), strict=False):
+            yield Batch(inputs, targets, groups, index, count)
 
     def _augment(self, epoch: int) -> Callable[[Tensor], Tensor] | None:
         if not self.budget.augment:
