@@ -101,3 +101,15 @@ def test_two_processes_may_write_to_one_store(tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     with Store(tmp_path / "s.db") as store:
         assert len(store) == 30
+
+
+def test_a_partly_damaged_store_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "store.db"
+    with Store(path):
+        pass
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\x5a" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="not a readable result store"):
+        Store(path)
+    assert path.read_bytes() == content
