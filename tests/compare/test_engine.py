@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from omnimix.compare.engine import run_jobs, shared_fractions
+from omnimix.compare import engine
+from omnimix.compare.engine import shared_fractions
 from omnimix.compare.run import make_plan
 from omnimix.compare.spec import settings
 from omnimix.compare.store import Failure, Run
@@ -52,7 +53,8 @@ def plan_of(methods, seeds=(0, 1)):
 def outcomes(methods, workers, **more):
     plan, jobs = plan_of(methods, **more)
     with shared_fractions(len(jobs)) as fractions:
-        found = {(o.method, o.seed): o for o in run_jobs(jobs, plan, workers, fractions)}
+        ran = engine.run([(job,) for job in jobs], plan, workers, fractions)
+        found = {(o.method, o.seed): o for some in ran for o in some}
         assert fractions[: len(jobs)].tolist() == [1.0] * len(jobs)
     assert len(found) == len(jobs)
     return found
@@ -91,6 +93,6 @@ def test_progress_is_seen_while_jobs_run():
             seen.append(float(value))
             super().__setitem__(place, value)
 
-    list(run_jobs(jobs, plan, 1, np.zeros(1).view(Spy)))
+    list(engine.run([tuple(jobs)], plan, 1, np.zeros(1).view(Spy)))
     assert seen[1:] == [0.5, 1.0, 1.0]
     assert 0 < seen[0] < 1e-6

@@ -146,7 +146,7 @@ def test_a_run_holds_what_training_gave(monkeypatch):
     seen = stub(monkeypatch)
     _, plan, jobs = planned(epochs=9)
     shares = []
-    run = execute(jobs[1], plan, shares.append)
+    run = execute((jobs[1],), plan, shares.append)[0]
     assert isinstance(run, Run)
     assert (run.method, run.seed, run.key, run.data) == ("mixup", 0, jobs[1].key, plan.source.digest)
     assert run.metrics == {"rmse": 1.0, "mape": None}
@@ -161,7 +161,7 @@ def test_domains_get_rows_of_their_own(monkeypatch):
     source = load("airfoil")
     source = replace(source, domain=torch.arange(len(source)) % 2, domain_names=("north", "south"), digest="")
     plan, jobs = make_plan(settings(data="airfoil", methods=("erm",), seeds=(0,)), source)[1:]
-    run = execute(jobs[0], plan)
+    run = execute((jobs[0],), plan)[0]
     assert run.domains == {"north": {"rmse": 1.0}, "south": {"rmse": 2.0}}
     assert run.metrics == {"rmse": 1.0, "mape": None, "worst_domain": 2.0}
 
@@ -169,7 +169,7 @@ def test_domains_get_rows_of_their_own(monkeypatch):
 def test_a_broken_run_is_a_failure_with_traceback_and_configuration(monkeypatch):
     stub(monkeypatch, rmse=float("inf"))
     _, plan, jobs = planned()
-    fault = execute(jobs[0], plan)
+    fault = execute((jobs[0],), plan)[0]
     assert isinstance(fault, Failure)
     assert fault.error == "ValueError: the test rmse is inf"
     assert "Traceback" in fault.traceback
@@ -194,7 +194,7 @@ def test_the_split_of_a_seed_is_the_same_for_all_methods(monkeypatch):
     plan, jobs = make_plan(settings(data="toy", methods=("erm", "mixup"), seeds=(0,), label_noise=0.5), source)[1:]
     parts = []
     for job in jobs:
-        assert isinstance(execute(job, plan), Run)
+        assert isinstance(execute((job,), plan)[0], Run)
         parts.append(seen["data"])
     assert torch.equal(parts[0].train.x, parts[1].train.x)
     assert torch.equal(parts[0].train.y, parts[1].train.y)

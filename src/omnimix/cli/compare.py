@@ -20,7 +20,7 @@ from .console import app, console, progress, user_errors
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..compare.jobs import Job, Plan
+    from ..compare.jobs import Plan, Unit
     from ..compare.result import Result
     from ..compare.store import Failure, Run
 
@@ -102,12 +102,12 @@ class _Watch:
 
     @contextmanager
     def __call__(
-        self, plan: Plan, jobs: list[Job], found: int, fractions: np.ndarray
+        self, plan: Plan, units: list[Unit], found: int, fractions: np.ndarray
     ) -> Iterator[Callable[[Run | Failure], None]]:
-        ended = 0
+        ended, runs = 0, sum(map(len, units))
 
         def keep() -> None:
-            self.kept = f"{found + ended} of {found + len(jobs)} runs are kept"
+            self.kept = f"{found + ended} of {found + runs} runs are kept"
 
         keep()
         if self.quiet:
@@ -120,11 +120,15 @@ class _Watch:
             yield note
             return
         if found:
-            self.out.print(f"{found} of {found + len(jobs)} runs are in the store already")
+            self.out.print(f"{found} of {found + runs} runs are in the store already")
         for said in plan.source.notes:
             self.out.print(f"{plan.source.name}: {said}", markup=False)
         start = time.monotonic()
-        with progress(lambda: float(fractions.sum()), len(jobs), self.out) as tell:
+
+        def done_runs() -> float:
+            return sum(float(share) * len(unit) for share, unit in zip(fractions, units, strict=False))
+
+        with progress(done_runs, runs, self.out) as tell:
 
             def show_outcome(outcome: Run | Failure) -> None:
                 nonlocal ended, start
@@ -134,8 +138,8 @@ class _Watch:
                     start = time.monotonic() - getattr(outcome, "seconds", 0.0)
                 if hasattr(outcome, "error"):
                     self.out.print(f"failed: {outcome.method}, seed {outcome.seed}: {outcome.error}", markup=False)
-                done = float(fractions.sum())
-                left = (time.monotonic() - start) * (len(jobs) - done) / done
+                done = done_runs()
+                left = (time.monotonic() - start) * (runs - done) / done
                 tell(_line(outcome) + ("" if self.out.is_terminal else f"; {_time(left)} left"))
 
             yield show_outcome

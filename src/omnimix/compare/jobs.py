@@ -32,7 +32,7 @@ from .store import Failure, Run
 
 ROOMS = ("core", "samples", "domains", "models", "data", "networks", "train")
 """Whose code decides what a run gives; with `FILES` beside this one."""
-FILES = ("engine.py", "jobs.py", "protocol.py", "spec.py")
+FILES = ("jobs.py", "protocol.py", "spec.py")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class Job:
     @property
     def labels(self) -> dict[str, Any]:
         return {"key": self.key, "method": str(self.method), "seed": self.seed, "config": self.config}
+
+
+Unit = tuple[Job, ...]
+"""What a process does at a time: one run, or several that train together."""
+Outcome = list[Run | Failure]
+"""What the runs of a unit gave, in their order."""
 
 
 def make_jobs(settings: Settings, plan: Plan) -> list[Job]:
@@ -156,13 +162,27 @@ def make_network(plan: Plan, seed: int) -> nn.Module:
         raise ValueError(f"{network}: {error}") from error
 
 
-def execute(job: Job, plan: Plan, progress: Callable[[float], None] | None = None) -> Run | Failure:
-    """Run a job; whatever goes wrong in it is returned, not raised. progress: called with the share that is done."""
+def execute(unit: Unit, plan: Plan, progress: Callable[[float], None] | None = None) -> Outcome:
+    """Run the jobs of a unit; whatever goes wrong in one is returned, not raised.
+
+    progress: called with the share that is done.
+    """
     try:
-        return _run(job, plan, progress)
+        (job,) = unit
+        return [_run(job, plan, progress)]
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Failure(error=line, traceback=traceback.format_exc(), versions=plan.versions, **job.labels)
+        return [failure(job, plan, line, traceback.format_exc()) for job in unit]
+
+
+def failure(job: Job, plan: Plan, error: str, trace: str) -> Failure:
+    return Failure(error=error, traceback=trace, versions=plan.versions, **job.labels)
+
+
+def killed(unit: Unit, plan: Plan, error: BaseException) -> Outcome:
+    """The outcome of a unit whose process died twice."""
+    said = "the process of this run was killed twice, most likely for want of memory; use fewer --jobs"
+    return [failure(job, plan, said, f"{said}\n{error}") for job in unit]
 
 
 def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run:

@@ -14,10 +14,11 @@ import numpy as np
 from ..core import registry
 from ..core.checks import at_least
 from ..data import Source, load
-from .engine import run_jobs, shared_fractions
+from . import engine
 from .jobs import (
     Job,
     Plan,
+    Unit,
     check,
     check_places,
     code_digest,
@@ -40,12 +41,12 @@ USUAL = {
 """What is compared where no methods are named, by task."""
 USUAL_IMAGES = ("cutmix", "fmix")
 
-Watch = Callable[[Plan, list[Job], int, np.ndarray], AbstractContextManager[Callable[[Run | Failure], None]]]
-"""Called with the plan, the jobs to run, the number found in the store, and the share done of each job while they run;
-as a context manager it gives the function to call with each outcome."""
+Watch = Callable[[Plan, list[Unit], int, np.ndarray], AbstractContextManager[Callable[[Run | Failure], None]]]
+"""Called with the plan, the units to run, the number of runs found in the store, and the share done of each unit while
+they run; as a context manager it gives the function to call with the outcome of each run."""
 
 
-def _silent(plan: Plan, jobs: list[Job], found: int, fractions: np.ndarray) -> Any:
+def _silent(plan: Plan, units: list[Unit], found: int, fractions: np.ndarray) -> Any:
     return nullcontext(lambda outcome: None)
 
 
@@ -70,10 +71,12 @@ def compare(
     with Store(folder / "store.db") as store:
         have = store.runs(job.key for job in jobs)
         todo = [job for job in jobs if job.key not in have]
-        with shared_fractions(len(todo)) as fractions, watch(plan, todo, len(have), fractions) as ended:
-            for outcome in run_jobs(todo, plan, workers, fractions):
-                store.add(outcome)
-                ended(outcome)
+        units: list[Unit] = [(job,) for job in todo]
+        with engine.shared_fractions(len(units)) as fractions, watch(plan, units, len(have), fractions) as ended:
+            for outcomes in engine.run(units, plan, workers, fractions):
+                for outcome in outcomes:
+                    store.add(outcome)
+                    ended(outcome)
         result = collect(settings, plan, jobs, store, folder)
     from .report import write
 
