@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,6 +29,10 @@ from ..data.source import Source, digest
 from .protocol import Protocol, prepare, split
 from .spec import Settings, Spec, create, fingerprint, fit_sequences, write_value
 from .store import Failure, Run
+
+if TYPE_CHECKING:
+    from ..train import Fit
+    from ..train.parts import Data
 
 ROOMS = ("core", "samples", "domains", "models", "data", "networks", "train")
 """Whose code decides what a run gives; with `FILES` beside this one."""
@@ -185,29 +189,51 @@ def killed(unit: Unit, plan: Plan, error: BaseException) -> Outcome:
     return [failure(job, plan, said, f"{said}\n{error}") for job in unit]
 
 
-def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run:
-    from ..train import evaluate, fit
-    from ..train.metrics import headline
+@dataclass(frozen=True)
+class _Given:
+    """What one run trains."""
 
+    method: Method
+    model: nn.Module
+    data: Data
+
+
+def _given(job: Job, plan: Plan) -> _Given:
     source, protocol = plan.source, plan.protocol
     noise_seed = int(fingerprint([plan.noise_seed, job.seed])[:15], 16)
     data = prepare(protocol, source, split(protocol, source, job.seed), plan.label_noise, noise_seed)
-    model = make_network(plan, job.seed)
-    method = create(job.method, job.parameters)
+    return _Given(create(job.method, job.parameters), make_network(plan, job.seed), data)
+
+
+def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run:
+    from ..train import fit
+
+    given = _given(job, plan)
     checkpoint = plan.checkpoints and plan.checkpoints / f"{job.key}.safetensors"
 
     def tell(done: int, total: int, _: dict[str, float]) -> None:
         if progress is not None:
             progress(done / total)
 
-    done = fit(method, model, data, protocol.budget, seed=job.seed, checkpoint=checkpoint, progress=tell)
+    budget = plan.protocol.budget
+    done = fit(given.method, given.model, given.data, budget, seed=job.seed, checkpoint=checkpoint, progress=tell)
+    run = _scored(job, plan, given, done)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return run
+
+
+def _scored(job: Job, plan: Plan, given: _Given, done: Fit) -> Run:
+    """The row of a run that was trained."""
+    from ..train import evaluate
+    from ..train.metrics import headline
+
+    source, data, model = plan.source, given.data, given.model
     assert data.test is not None
-    found = evaluate(model, method, data.test, source.task, target_scale=data.target_scale)
+    found = evaluate(model, given.method, data.test, source.task, target_scale=data.target_scale)
     main = headline(source.task)
     if not math.isfinite(found[main]):
         raise ValueError(f"the test {main} is {found[main]}")
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     metrics = {name: value if math.isfinite(value) else None for name, value in found.items() if "@" not in name}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return Run(
