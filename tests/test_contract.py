@@ -55,7 +55,7 @@ class BrokenInside(om.Mixup):
         loss = super().mixed_loss(model, batch, recipe)
         return 1.5 * loss if self.rule == "scaled" else loss
 
-    def apply(self, x, recipe):
+    def apply(self, x, recipe, y=None):
         if self.rule == "upcast":
             x = x + torch.zeros(1, dtype=torch.float32)
         if self.rule == "integers":

@@ -45,6 +45,23 @@ class _Net(nn.Module):
         return hidden
 
 
+class _ConvNet(nn.Module):
+    """Two convolutions, the mean over places and a linear head, for methods that take images only."""
+
+    taps = ("block1", "block2")
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.LeakyReLU(0.1))
+        self.block2 = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.LeakyReLU(0.1))
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(self.head.weight.dtype)
+        hidden: Tensor = self.head(self.block2(self.block1(x)).mean(dim=(2, 3)))
+        return hidden
+
+
 @dataclass(frozen=True)
 class _World:
     """Random data of one task, and a way to make methods and networks for it."""
@@ -72,6 +89,8 @@ class _World:
     def net(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
+            if info(self.name).inputs == ("image",):
+                return _ConvNet(self.x.shape[1], self.task.outputs).to(dtype)
             return _Net(self.x[0].numel(), self.task.outputs).to(dtype)
 
     def method(self, model: nn.Module, seed: int = 0) -> Method:
@@ -198,6 +217,8 @@ def _lam_one_is_plain(world: _World) -> None:
 def _labels_follow_inputs(world: _World) -> None:
     method = world.method(world.net())
     if not isinstance(method, Mix) or method.labels is not None or "input" not in method.places:
+        raise _Skip
+    if not method.operation.labels_follow:
         raise _Skip
     colour = torch.randint(2, (ROWS,), generator=torch.Generator().manual_seed(5)).float()
     x = colour.view(-1, *[1] * (world.x.ndim - 1)).expand_as(world.x).contiguous()
@@ -335,10 +356,10 @@ def check_method(name: str, **parameters: Any) -> list[str]:
     For every task the method declares, on tables (where it takes them) and non-square images: batches of 8, 7, 3 and 1;
     input unchanged; no global random state touched; the same generator state gives the same losses; float16 and
     bfloat16; channels-last; soft targets as class ids (or refused); lam = 1 is plain training; label shares as in the
-    inputs, unless a label policy sets them; gradients reach both partners; a saved state continues exactly; evaluation
-    never mixes; the network left as it was; bad input refused by a ValueError that says why. Checks that do not apply
-    to the method or the data are not among the names. parameters: passed to `create`. Raises AssertionError
-    listing everything that failed.
+    inputs, unless a label policy or the operation sets them; gradients reach both partners; a saved state continues
+    exactly; evaluation never mixes; the network left as it was; bad input refused by a ValueError that says why. Checks
+    that do not apply to the method or the data are not among the names. parameters: passed to `create`. Raises
+    AssertionError listing everything that failed.
     """
     card = info(name)
     passed, failed = [], []

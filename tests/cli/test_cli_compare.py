@@ -83,8 +83,8 @@ def test_the_table_goes_to_stdout_and_quiet_is_quiet(call, table):
         (["--data", "airfoil", "--methods", "mixup,mixup"], "listed twice"),
         (["--data", "airfoil", "--methods", "mixup", "--baseline", "erm"], "not among the methods"),
         (["--data", "airfoil", "--seeds", "none"], "seeds must be"),
-        (["--data", "airfoil", "--epochs", "0"], "epochs = 0"),
-        (["--data", "airfoil", "--label-noise", "2"], "label_noise = 2"),
+        (["--data", "airfoil", "--epochs", "0"], "epochs must be greater than or equal to 1, got 0"),
+        (["--data", "airfoil", "--label-noise", "2"], "label_noise must be less than or equal to 1, got 2"),
         (["--data", "airfoil", "--label-noise", "0.1"], "label noise replaces class labels"),
         (["--data", "airfoil", "--protocol", "cmixup"], "no protocol 'cmixup'"),
         (["--data", "digits", "--protocol", "c-mixup"], "data sets airfoil, no2"),
@@ -92,6 +92,12 @@ def test_the_table_goes_to_stdout_and_quiet_is_quiet(call, table):
         (["--data", "airfoil", "--jobs", "0"], "jobs must be"),
         (["--data", "digits", "--batch", "401"], "more than the 400 training rows"),
         (["--data", "airfoil", "--target", "x"], "no meaning for built-in"),
+        (["--data", "airfoil", "--tune", "-1"], "tune must be"),
+        (["--data", "airfoil", "--selection", "oracle"], "selects by validation, last; got selection = 'oracle'"),
+        (["--data", "airfoil", "--protocol", "domains"], "say which column holds them (--domain)"),
+        (["--data", "airfoil", "--evaluations", "9", "--epochs", "2"], "leave out epochs"),
+        (["--data", "airfoil", "--evaluations", "9"], "evaluations = 9 do not last for an epoch of erm"),
+        (["--data", "airfoil", "--methods", "mixup@pairs"], "does not select partners"),
         (["--data", "mine.csv"], "--target"),
         (["--data", "mine.csv", "--target", "prize"], "did you mean 'price'"),
     ],
@@ -110,14 +116,14 @@ def test_mistakes_are_one_message_and_status_2(call, table, arguments, message):
 def test_a_failed_run_is_status_1_with_the_others_in_the_table(call, table, monkeypatch):
     import omnimix.compare.jobs as jobs
 
-    really = jobs._run
+    really = jobs._given
 
-    def failing(job, plan, progress):
+    def failing(job, plan):
         if job.method.name == "mixup":
             raise RuntimeError("out of luck")
-        return really(job, plan, progress)
+        return really(job, plan)
 
-    monkeypatch.setattr(jobs, "_run", failing)
+    monkeypatch.setattr(jobs, "_given", failing)
     code, out, err = call("compare", "--data", table, "--target", "price", "--methods", "erm,mixup", "--json", *SMALL)
     assert code == 1
     assert [row["status"] for row in json.loads(out)["rows"]] == ["ok"] * 5 + ["failed"] * 5
@@ -176,3 +182,27 @@ def test_the_command_is_a_module_too():
     done = subprocess.run([sys.executable, "-m", "omnimix.cli", "--version"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("omnimix ")
+
+
+def test_tuning_and_held_out_domains_from_the_command_line(call, table):
+    arguments = [
+        "compare", "--data", table, "--target", "price", "--domain", "kind", "--protocol", "domains", "--methods",
+        "erm,c-mixup", "--controls", "--tune", "2", "--seeds", "1", "--json", *SMALL,
+    ]  # fmt: skip
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    told = json.loads(out)
+    assert [s["method"] for s in told["summary"]] == ["erm", "c-mixup", "c-mixup@pairs", "c-mixup@resampling"]
+    assert [row["domain"] for row in told["rows"][:3]] == [None, "a", "b"]
+    assert len(told["tuning"]) == 4 * 2
+    assert "[1/16] " in err
+    assert "erm, seed 0, draw 1, without a: validation rmse" in err
+    assert "test rmse, mean over held-out domains, selection by training-domain, over 1 seed" in err
+    assert "test rmse by held-out domain" in err
+    assert "NAME@pairs trains on the samples that NAME pairs" in " ".join(err.split())
+
+
+def test_the_help_has_panels(call):
+    _, out, _ = call("compare", "--help")
+    for panel in ("Data", "Rows of the table", "Training", "Tuning and selection", "Running"):
+        assert f" {panel} " in out

@@ -27,12 +27,18 @@ def test_the_list_holds_every_method_with_its_parameters(call):
     assert cards["mixup"]["parameters"]["alpha"] == 1.0
     assert "ICLR 2018" in cards["mixup"]["paper"]
     assert cards["erm"]["package"] == "omnimix"
+    assert all(card["paper"] and card["cost"] > 0 for card in cards.values())
+    assert cards["mixup"]["needs"] == []
+    assert cards["cutmix"]["needs"] == ["images"]
+    assert cards["c-mixup"]["needs"] == ["all training labels"]
+    assert cards["lisa"]["needs"] == ["all training labels", "a domain column"]
 
 
 def test_filters(call):
     listed = [card["name"] for card in json.loads(call("methods", "--task", "regression", "--json")[1])]
     assert listed == omnimix.methods(task="regression")
     assert json.loads(call("methods", "--level", "models", "--json")[1]) == []
+    assert "no such method" in call("methods", "--level", "models")[1]
     code, out, err = call("methods", "--task", "clustering")
     assert (code, out) == (2, "")
     assert "task must be one of" in err
@@ -43,6 +49,8 @@ def test_the_table_is_plain_where_there_is_no_terminal(call):
     assert code == 0
     assert "mixup" in out
     assert "alpha=1" in out
+    assert "a domain column" in out
+    assert "2 ×" in out
     assert "\x1b" not in out
 
 

@@ -138,7 +138,9 @@ def stub(monkeypatch, **changes):
         return Fit([{"epoch": 1, "train_loss": 1.0}], 1, 2.0, 0.5, 100)
 
     monkeypatch.setattr(omnimix.train, "fit", fit)
-    monkeypatch.setattr(omnimix.train, "evaluate", lambda *a, **k: {"rmse": 1.0, "mape": float("nan"), **changes})
+    found = {"rmse": 1.0, "mape": float("nan"), **changes}
+    monkeypatch.setattr("omnimix.train.metrics.scores", lambda *a, **k: found)
+    monkeypatch.setattr("omnimix.train.together.can_train_together", lambda *a: False)
     return seen
 
 
@@ -199,3 +201,27 @@ def test_the_split_of_a_seed_is_the_same_for_all_methods(monkeypatch):
     assert torch.equal(parts[0].train.x, parts[1].train.x)
     assert torch.equal(parts[0].train.y, parts[1].train.y)
     assert make_jobs(settings(data="toy", methods=("erm",), seeds=(0,), label_noise=0.5), plan)[0].key == jobs[0].key
+
+
+def test_a_row_of_twice_the_compute_trains_for_twice_the_epochs():
+    jobs = planned(methods=("erm", "regmixup"), epochs=30, equal_compute=True, seeds=(0,))[2]
+    assert [(str(job.method), job.budget.epochs) for job in jobs] == [("erm", 30), ("regmixup", 30), ("erm@2x", 60)]
+    assert len({job.key for job in jobs}) == 3
+
+
+def test_evaluations_are_shared_out_by_cost_and_steps():
+    jobs = planned(methods=("erm", "regmixup", "c-mixup@pairs", "erm@3x"), evaluations=1000, seeds=(0,))[2]
+    # 902 rows in batches of 32 are 29 steps: 1000 / 29 = 34 epochs, and 1000 / 58 = 17 where a step costs two
+    assert [job.budget.epochs for job in jobs] == [34, 17, 17, 102]
+    # c-mixup's protocol leaves the last batch out: 62 steps of 16 rows
+    assert planned(protocol="c-mixup", evaluations=1000, seeds=(0,))[2][0].budget.epochs == 16
+    with pytest.raises(ValueError, match="evaluations = 50 do not last for an epoch of regmixup, which takes 58"):
+        planned(methods=("erm", "regmixup"), evaluations=50)
+
+
+def test_milestones_move_with_the_epochs():
+    _, plan, _ = planned(epochs=30)
+    budget = replace(plan.protocol.budget, schedule="step", milestones=(10, 20))
+    changed = replace(plan, protocol=replace(plan.protocol, budget=budget))
+    (job,) = make_jobs(settings(data="airfoil", methods=("erm@2x",), seeds=(0,)), changed)
+    assert (job.budget.epochs, job.budget.milestones) == (60, (20, 40))

@@ -1,21 +1,28 @@
+import html
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 
-from omnimix.compare import report
-from omnimix.compare.report import duration, page
+from omnimix.compare import report, run
+from omnimix.compare.pictures import gallery
+from omnimix.compare.report import duration, page, style
 from omnimix.compare.result import Result, show_interval, show_p, signed
 from omnimix.compare.spec import settings
 from omnimix.compare.statistics import Estimate
 from omnimix.compare.store import Failure, Run
+from omnimix.train.sketch import bands
 
 VALUES = {
     "erm": (2.0, 2.2, 2.1, 2.3, 2.15),
     "mixup:alpha=2": (3.0, 3.3, 3.05, 3.4, 3.1),
     "c-mixup": (2.0, 2.3, 2.0, 2.3, 2.2),
 }
+TRUE = torch.arange(60.0)
 
 
 def result(folder: Path, values=VALUES, failures=(), **more) -> Result:
@@ -25,6 +32,7 @@ def result(folder: Path, values=VALUES, failures=(), **more) -> Result:
             f"{name}{seed}", name, seed, "digest", "code", {}, {"rmse": value, "r2": 0.5 + value / 100}, {},
             [{"epoch": e, "train_loss": 5 / e, "valid_loss": 4 / e + value} for e in (1, 2, 3)],
             3, 1.5, 0.01 * (1 + len(name)), 10**9, "cpu", {"torch": "2.12"},
+            extras={"test": {"bands": [bands(0.9 * TRUE, TRUE)]}},
         )
         for name, column in values.items()
         for seed, value in enumerate(column)
@@ -32,7 +40,7 @@ def result(folder: Path, values=VALUES, failures=(), **more) -> Result:
     names = tuple(dict.fromkeys([*values, *(f.method for f in failures)]))
     facts = {
         "name": "toy<set>", "rows": 100, "inputs": "3", "task": "regression", "target": "y", "domains": [],
-        "random_split": True,
+        "random_split": True, "classes": [], "features": ["x1", "x2"],
         "split": [60, 20, 20], "notes": ["2 cells of 'a' were imputed & counted"], "digest": "abc",
     }  # fmt: skip
     budget = {"epochs": 3, "optimizer": "adam", "momentum": 0.9, "milestones": []}
@@ -61,10 +69,17 @@ def vars_of(made: Result) -> dict:
     return {name: getattr(made, name) for name in made.__dataclass_fields__}
 
 
+def shown(data: str, *methods: str):
+    """What methods do to a built-in data set."""
+    _, plan, jobs = run.make_plan(settings(data=data, methods=methods, seeds=(0, 1)))
+    return gallery(plan, jobs)
+
+
 def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
-    text = page(result(tmp_path))
+    text = page(result(tmp_path), shown("two-moons", "erm", "mixup"))
     assert not re.search(r'(src|href)="(?!data:|#)', text)
     assert "url(http" not in text
+    assert "@import" not in text
     assert "<script" not in text
     assert "toy&lt;set&gt;" in text
     assert "toy<set>" not in text
@@ -75,13 +90,65 @@ def test_the_page_is_self_contained_and_escapes_what_users_wrote(tmp_path):
 def test_the_pictures_are_svg_with_ids_of_their_own(tmp_path):
     text = page(result(tmp_path))
     pictures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(pictures) == 6
+    assert len(pictures) == 6 + 3
     for picture in pictures:
         ET.fromstring(picture.replace("xlink:href", "href"))
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', "".join(pictures)):
+    for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', text):
         assert target in ids
+
+
+def test_every_picture_has_a_description_and_follows_a_dark_background(tmp_path):
+    text = page(result(tmp_path))
+    assert text.count('class="plot"') == text.count('role="img" aria-label=') == 9
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    for fixed in ("#1b1b1b", "#666666", "#0072b2"):
+        assert fixed not in drawn
+    for name in set(re.findall(r"var\((--[a-z0-9]+)\)", text)):
+        assert text.count(f"{name}: ") == 2, name
+
+
+def test_what_the_methods_mix_is_on_the_page(tmp_path):
+    made = result(tmp_path)
+    made.data["domains"] = []
+    text = page(made, shown("airfoil", "erm", "c-mixup", "regmix-regression", "mixup"))
+    erm, c_mixup, learned, mixup = re.findall(r'<section class="method">.*?</section>', text, flags=re.DOTALL)
+    assert "mixes nothing" in erm
+    assert "<svg" not in erm
+    assert c_mixup.count("<svg") == mixup.count("<svg") == 2
+    assert "cannot be shown without training" in learned
+    assert "validation" in learned
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDTHS = (1280, 420)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
+def test_a_browser_opens_it_wide_and_narrow_without_errors(tmp_path):
+    fault = Failure("k", "mixup", 0, {"seed": 0, "long": "x" * 300}, "RuntimeError: " + "lost" * 60, "Traceback", {})
+    made = result(tmp_path, {**VALUES, "mixup:alpha=0.123456:per_sample=true:k=3": (1.0, 2.0)}, failures=[fault])
+    tell = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(), '*')</script>"
+    inner = html.escape(page(made, shown("digits", "mixup", "cutmix")) + tell)
+    frames = "".join(f'<iframe width="{width}" height="800" srcdoc="{inner}"></iframe>' for width in WIDTHS)
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        "<!DOCTYPE html><meta charset='utf-8'><style>iframe { border: 0 }</style><script>"
+        "onmessage = e => { document.title += ' ' + e.data }</script>" + frames
+    )
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", profile, "--enable-logging=stderr", "--v=0"]
+    done = subprocess.run(
+        [str(BROWSER), *options, "--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr
+    sizes = sorted(tuple(map(int, pair.split(","))) for pair in title[1].split())
+    assert [inner for _, inner in sizes] == sorted(WIDTHS)
+    assert all(scrolled <= inner for scrolled, inner in sizes)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +188,26 @@ def test_a_name_with_dollars_or_tags_is_drawn_and_written_as_it_is(tmp_path):
 
 def test_two_processes_write_to_files_of_their_own(tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(report.os, "replace", lambda half, path: used.append(half.name))
+    monkeypatch.setattr(style.os, "replace", lambda half, path: used.append(half.name))
     for pid in (1, 2):
-        monkeypatch.setattr(report.os, "getpid", lambda pid=pid: pid)
-        report._replace(tmp_path / "page", "text")
+        monkeypatch.setattr(style.os, "getpid", lambda pid=pid: pid)
+        style.replace(tmp_path / "page", b"text")
     assert len(set(used)) == 2
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    style.replace(path, b"old")
+
+    def full(self, content):
+        self.touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        style.replace(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_no_interval_below_four_seeds_and_one_line_says_so(tmp_path):

@@ -17,6 +17,10 @@ from omnimix.data import Source
 def no_pictures(monkeypatch):
     """They take longer than these runs, and have tests of their own."""
     monkeypatch.setattr("omnimix.compare.report._plots", lambda result: [])
+    monkeypatch.setattr("omnimix.compare.report._predictions", lambda result: [])
+    monkeypatch.setattr("omnimix.compare.report._mixing", lambda result, number, shown: {
+        "method": shown.method, "said": "", "pictures": []
+    })  # fmt: skip
     monkeypatch.setattr("omnimix.compare.report.plots.picture", lambda result, path: None)
 
 
@@ -29,6 +33,11 @@ def toy(rows=60, domain=False):
 def asked(**more):
     given = {"data": "toy", "methods": ("erm", "mixup:alpha=2"), "seeds": (0, 1), "epochs": 2, "net": "mlp:hidden=4"}
     return settings(**{**given, **more})
+
+
+def alone(*given, **more):
+    """A comparison whose runs train one by one."""
+    return compare(*given, together=False, **more)
 
 
 @pytest.fixture
@@ -71,14 +80,14 @@ def test_errors_are_in_raw_units_whatever_training_saw(tmp_path):
 
 
 def test_nothing_is_repeated_and_what_is_new_is_added(tmp_path, counted):
-    first = compare(asked(), tmp_path, source=toy(), workers=1)
+    first = alone(asked(), tmp_path, source=toy(), workers=1)
     assert len(counted) == 4
-    again = compare(asked(), tmp_path, source=toy(), workers=1)
+    again = alone(asked(), tmp_path, source=toy(), workers=1)
     assert len(counted) == 4
     assert again.to_json() == first.to_json()
-    compare(asked(seeds=(0, 1, 2), methods=("erm", "mixup:alpha=2", "mixup")), tmp_path, source=toy(), workers=1)
+    alone(asked(seeds=(0, 1, 2), methods=("erm", "mixup:alpha=2", "mixup")), tmp_path, source=toy(), workers=1)
     assert sorted(counted[4:]) == [("erm", 2), ("mixup", 0), ("mixup", 1), ("mixup", 2), ("mixup:alpha=2", 2)]
-    compare(asked(methods=("erm",), epochs=3), tmp_path, source=toy(), workers=1)
+    alone(asked(methods=("erm",), epochs=3), tmp_path, source=toy(), workers=1)
     assert counted[9:] == [("erm", 0), ("erm", 1)]
 
 
@@ -88,29 +97,29 @@ def test_an_interrupted_comparison_continues_where_it_was(tmp_path, counted, mon
             raise KeyboardInterrupt
         return add(self, entry)
 
-    undisturbed = compare(asked(), tmp_path / "a", source=toy(), workers=1)
+    undisturbed = alone(asked(), tmp_path / "a", source=toy(), workers=1)
     counted.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Store, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            compare(asked(), tmp_path / "b", source=toy(), workers=1)
-    done = compare(asked(), tmp_path / "b", source=toy(), workers=1)
+            alone(asked(), tmp_path / "b", source=toy(), workers=1)
+    done = alone(asked(), tmp_path / "b", source=toy(), workers=1)
     assert len(counted) == 5  # the third run ended but was not written
     assert [r.metrics for r in done.runs] == [r.metrics for r in undisturbed.runs]
     assert [r.key for r in done.runs] == [r.key for r in undisturbed.runs]
 
 
 def test_failed_runs_are_told_and_tried_again(tmp_path, counted, monkeypatch):
-    really = jobs_module._run
+    really = jobs_module._given
 
-    def failing(job, plan, progress):
+    def failing(job, plan):
         if (job.method.name, job.seed) == ("mixup", 1):
             raise RuntimeError("out of luck")
-        return really(job, plan, progress)
+        return really(job, plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs_module, "_run", failing)
-        broken = compare(asked(), tmp_path, source=toy(), workers=1)
+        patch.setattr(jobs_module, "_given", failing)
+        broken = alone(asked(), tmp_path, source=toy(), workers=1)
     assert not broken.complete
     (row,) = [row for row in broken.to_json()["rows"] if row["status"] == "failed"]
     assert (row["method"], row["seed"], row["metrics"]) == ("mixup:alpha=2", 1, {})
@@ -118,17 +127,17 @@ def test_failed_runs_are_told_and_tried_again(tmp_path, counted, monkeypatch):
     assert "out of luck" in broken.report.read_text()
     assert "1 of the runs failed" in broken.warnings[0]
     counted.clear()
-    mended = compare(asked(), tmp_path, source=toy(), workers=1)
+    mended = alone(asked(), tmp_path, source=toy(), workers=1)
     assert counted == [("mixup:alpha=2", 1)]
     assert mended.complete
 
 
 def test_when_every_run_fails_there_is_still_a_report(tmp_path, monkeypatch):
-    def failing(job, plan, progress):
+    def failing(job, plan):
         raise RuntimeError("nothing works <b>here</b>")
 
-    monkeypatch.setattr(jobs_module, "_run", failing)
-    result = compare(asked(), tmp_path, source=toy(), workers=1)
+    monkeypatch.setattr(jobs_module, "_given", failing)
+    result = alone(asked(), tmp_path, source=toy(), workers=1)
     assert [s["n"] for s in result.to_json()["summary"]] == [0, 0]
     assert "nothing works &lt;b&gt;here&lt;/b&gt;" in result.report.read_text()
 

@@ -4,6 +4,7 @@ from omnimix.compare.spec import (
     Settings,
     Spec,
     canonical,
+    cost,
     create,
     fingerprint,
     parse_seeds,
@@ -12,6 +13,9 @@ from omnimix.compare.spec import (
     settings,
     write_value,
 )
+from omnimix.core import registry
+from omnimix.core.method import Method
+from omnimix.samples.pairing import PairsWithoutMixing, ResamplingOnly
 
 
 @pytest.mark.parametrize(
@@ -119,3 +123,91 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys():
     assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2, "b": 2})
     with pytest.raises(ValueError):
         canonical(float("nan"))
+
+
+@pytest.mark.parametrize("text", ["erm@2x", "erm@1.5x", "c-mixup:bandwidth=2@pairs", "selective-mixup@resampling"])
+def test_variants_are_part_of_a_spec(text):
+    assert str(Spec.parse(text)) == text
+    assert Spec.parse(text) != Spec.parse(text.partition("@")[0])
+    assert create(Spec.parse(text))
+
+
+def test_one_time_the_epochs_is_no_variant_and_other_marks_belong_to_values():
+    assert Spec.parse("erm@1x") == Spec.parse("erm")
+    assert Spec.parse("erm@2.0x") == Spec.parse("erm@2x")
+    for text in ("timm:r18:weights=/me@lab/w.st", "timm:r18:weights=w@best.safetensors"):
+        assert str(Spec.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("erm@0x", "'0x' must be a number > 0"),
+        ("erm@.x", "'.x' must be a number > 0"),
+        ("mixup@pairs", "mixup@pairs: Mixup does not select partners"),
+        ("c-mixup@pear", "no control 'pear'; there are: pairs, resampling"),
+        ("regmix-regression@pairs", "give k as a number"),
+    ],
+)
+def test_variants_that_cannot_be_made_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        create(Spec.parse(text))
+
+
+def expanded(*methods, **more):
+    return settings(data="x", methods=methods, **more).expanded({}).methods
+
+
+def test_controls_stand_behind_every_method_that_selects_partners():
+    assert expanded("erm", "mixup", "c-mixup:bandwidth=2", "regmix-regression:k=3", controls=True) == (
+        "erm", "mixup", "c-mixup:bandwidth=2", "c-mixup:bandwidth=2@pairs", "c-mixup:bandwidth=2@resampling",
+        "regmix-regression:k=3", "regmix-regression:k=3@pairs", "regmix-regression:k=3@resampling",
+    )  # fmt: skip
+    assert expanded("selective-mixup", "selective-mixup@pairs", "lisa:p=0.2", controls=True) == (
+        "selective-mixup", "selective-mixup@pairs", "selective-mixup@resampling",
+        "lisa:p=0.2", "lisa:p=0.2@pairs", "lisa:p=0.2@resampling",
+    )  # fmt: skip
+    assert expanded("erm", "c-mixup") == ("erm", "c-mixup")
+    with pytest.raises(ValueError, match=r"controls of regmix-regression: .*give k as a number"):
+        expanded("regmix-regression", controls=True)
+
+
+def test_the_controls_train_as_their_names_say():
+    pairs, resampling = (create(Spec.parse(f"c-mixup:bandwidth=2@{name}")) for name in ("pairs", "resampling"))
+    assert isinstance(pairs, PairsWithoutMixing)
+    assert isinstance(resampling, ResamplingOnly)
+    assert pairs.pairing.bandwidth == resampling.pairing.bandwidth == 2
+    assert (cost(Spec.parse("c-mixup@pairs"), pairs), cost(Spec.parse("c-mixup@resampling"), resampling)) == (2, 1)
+
+
+def test_a_plug_in_declares_controls_of_its_own():
+    class Chooser(Method):
+        """Selects in a way of its own."""
+
+        def controls(self):
+            return {"without-it": Method()}
+
+    registry.register("test-chooser", paper="none")(Chooser)
+    try:
+        assert expanded("erm", "test-chooser", controls=True) == ("erm", "test-chooser", "test-chooser@without-it")
+        assert type(create(Spec.parse("test-chooser@without-it"))) is Method
+    finally:
+        registry._methods.pop("test-chooser")
+
+
+def test_equal_compute_adds_erm_for_every_cost_once():
+    assert expanded("erm", "regmixup", "regmixup:alpha=3", equal_compute=True) == (
+        "erm", "regmixup", "regmixup:alpha=3", "erm@2x",
+    )  # fmt: skip
+    assert expanded("erm", "regmixup@2x", "selective-mixup@pairs", equal_compute=True)[-2:] == ("erm@2x", "erm@4x")
+    assert expanded("erm", "mixup", equal_compute=True) == ("erm", "mixup")
+    assert "no row of equal compute" in settings(data="x", methods=("erm", "mixup"), equal_compute=True).variants[0]
+    once = settings(data="x", methods=("erm", "regmixup", "c-mixup"), equal_compute=True, controls=True).expanded({})
+    assert once.expanded({}) == once
+    assert len(once.variants) == 2
+
+
+def test_evaluations_take_the_place_of_epochs():
+    for other in ({"epochs": 3}, {"equal_compute": True}):
+        with pytest.raises(ValueError, match="evaluations = 100 decides"):
+            settings(data="x", evaluations=100, **other)

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnimix.compare.statistics import bootstrap_interval, estimate, holm, paired_p, summarise
+from omnimix.compare.statistics import (
+    Timing,
+    bootstrap_interval,
+    estimate,
+    holm,
+    paired_p,
+    power_of,
+    relative_cost,
+    resolved,
+    seeds_needed,
+    summarise,
+    wilcoxon_p,
+)
 
 
 def test_estimate_by_hand():
@@ -90,15 +102,16 @@ def test_summaries_pair_by_seed_and_leave_out_what_is_missing():
         "other": {},
     }
     steps = {"erm": {0: 1.0, 1: 1.0, 2: 2.0}, "mixup": {0: 2.0, 2: 6.0}}
-    erm, mixup, other = summarise(runs, "erm", "rmse", steps)
+    timings = {name: {seed: Timing(step, 10, 5) for seed, step in found.items()} for name, found in steps.items()}
+    erm, mixup, other = summarise(runs, "erm", "rmse", timings)
     assert (erm.n, mixup.n, other.n) == (3, 2, 0)
     assert erm.metrics["mape"].n == 2
     assert erm.difference == {}
     assert erm.holm is None
     assert mixup.difference["rmse"].mean == pytest.approx(0.3)
     assert mixup.difference["mape"].n == 1
-    assert mixup.p["rmse"] == pytest.approx(mixup.holm)
-    assert "mape" not in mixup.p
+    assert mixup.difference["rmse"].p_uncorrected == mixup.difference["rmse"].p_holm == mixup.holm
+    assert mixup.difference["mape"].p_uncorrected is None
     assert (erm.cost, mixup.cost, other.cost) == (1.0, 2.5, None)
 
 
@@ -107,5 +120,88 @@ def test_summaries_correct_for_the_number_of_methods():
     worse = {seed: {"rmse": seed + 1.0 + 0.1 * seed} for seed in range(5)}
     noise = {seed: {"rmse": seed + (-1) ** seed * 0.1} for seed in range(5)}
     _, first, second = summarise({"erm": base, "a": worse, "b": noise}, "erm", "rmse", {})
-    assert first.holm == pytest.approx(2 * first.p["rmse"])
-    assert second.holm == pytest.approx(second.p["rmse"])
+    assert first.holm == pytest.approx(2 * first.difference["rmse"].p_uncorrected)
+    assert second.holm == pytest.approx(second.difference["rmse"].p_uncorrected)
+    assert first.difference["rmse"].p_wilcoxon_uncorrected == 0.0625
+    assert first.difference["rmse"].p_wilcoxon_holm == 0.125
+    assert first.difference["rmse"].power.level == 0.025
+
+
+def test_wilcoxon_against_all_signs():
+    differences = [0.3, -0.1, 0.7, 0.2, 0.9, 0.4, -0.5]
+    ranks = np.argsort(np.argsort(np.abs(differences))) + 1
+
+    def statistic(signs):
+        return sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign > 0)
+
+    found, centre = statistic(differences), sum(ranks) / 2
+    signs = list(itertools.product((-1, 1), repeat=7))
+    extreme = sum(abs(statistic(s) - centre) >= abs(found - centre) for s in signs)
+    assert wilcoxon_p(differences) == pytest.approx(extreme / len(signs))
+
+
+def test_wilcoxon_needs_six_seeds_and_knows_ties_and_zeros():
+    assert wilcoxon_p([1, 2, 3, 4, 5]) == 0.0625
+    assert wilcoxon_p([1, 2, 3, 4, 5, 6]) == 0.03125
+    assert wilcoxon_p([0.5] * 5) == 0.0625
+    assert wilcoxon_p([0.0, 0.0]) == 1.0
+    assert wilcoxon_p([0.0, 0.0, 1.0]) == 1.0
+    assert wilcoxon_p([1.0]) is None
+    assert wilcoxon_p([3 / 40, 4 / 40 - 1 / 40, -2 / 40]) == wilcoxon_p([3, 3, -2])
+
+
+def test_power_against_tables_and_simulation():
+    # the usual tables for the paired t-test, two-sided 0.05, power 0.8
+    assert [seeds_needed(effect, 1.0) for effect in (1.0, 0.5, 0.3, 0.2)] == [10, 34, 90, 199]
+    assert seeds_needed(-3.0, 3.0) == 10
+    assert power_of(1.0, 10) == pytest.approx(0.8031, abs=1e-4)
+    assert power_of(0.0, 7) == pytest.approx(0.05)
+    drawn = np.random.default_rng(0).normal(0.8, 1, (4000, 6))
+    t = drawn.mean(1) / drawn.std(1, ddof=1) * math.sqrt(6)
+    assert power_of(0.8, 6) == pytest.approx(np.mean(np.abs(t) > 2.5706), abs=0.02)
+    assert power_of(50.0, 2) == pytest.approx(1.0)  # where the routine for noncentral t gives NaN
+
+
+def test_seeds_needed_has_limits():
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-4, 1.0) is None
+    assert seeds_needed(100.0, 1.0) == 2
+    assert seeds_needed(1.0, 1.0, level=0.01) > 10
+    with pytest.raises(ValueError, match="sd must be > 0"):
+        seeds_needed(1.0, 0.0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 200])
+def test_what_is_resolved_has_just_the_power(n):
+    smallest = resolved(0.5, n)
+    assert power_of(smallest / 0.5, n) == pytest.approx(0.8)
+    assert seeds_needed(1.0001 * smallest, 0.5) == n
+
+
+def test_what_is_not_told_apart_needs_more_seeds_than_there_are():
+    rng, unclear = np.random.default_rng(0), 0
+    for count in (4, 5, 6) * 8:
+        runs = {"erm": {seed: {"rmse": 0.0} for seed in range(count)}}
+        for name in ("a", "b"):
+            runs[name] = {seed: {"rmse": value} for seed, value in enumerate(rng.normal(1, 0.7, count).tolist())}
+        for summary in summarise(runs, "erm", "rmse", {})[1:]:
+            power = summary.difference["rmse"].power
+            if summary.holm >= 0.05:
+                unclear += 1
+                assert power.seeds > count
+                assert power.resolved > power.difference
+    assert unclear > 10
+
+
+def test_step_times_of_short_runs_or_runs_made_differently_are_not_compared():
+    def runs(step, seconds=5.0, epochs=10, together=None):
+        return {seed: Timing(step, seconds, epochs, together) for seed in range(3)}
+
+    assert relative_cost(runs(3.0), runs(2.0)) == 1.5
+    assert relative_cost(runs(3.0, seconds=0.5), runs(2.0)) is None
+    assert relative_cost(runs(3.0), runs(2.0, epochs=2)) is None
+    assert relative_cost(runs(3.0, together="5"), runs(2.0)) is None
+    assert relative_cost(runs(3.0, together="5"), runs(2.0, together="5")) == 1.5
+    mixed = {**runs(2.0), 0: Timing(8.0, 5.0, 10, "2")}
+    assert relative_cost({**runs(3.0), 0: Timing(4.0, 5.0, 10, "2")}, mixed) == 1.5  # 0.5, 1.5, 1.5
+    assert relative_cost({}, runs(2.0)) is None

@@ -184,6 +184,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert files.load(path) == {"x": 1}
 
 
+def test_a_full_disk_ends_no_run_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    undisturbed = outcome("mixup", Budget(3, 8, 0.05))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.warns(UserWarning, match="cannot write the checkpoint .*disk full.*training goes on"):
+        found = outcome("mixup", Budget(3, 8, 0.05), checkpoint=tmp_path / "a", checkpoint_every=0)
+    assert same(found, undisturbed)
+    assert not list(tmp_path.iterdir())
+
+
 def test_short_runs_and_broken_runs_write_nothing(tmp_path):
     outcome("mixup", Budget(3, 8, 0.05), checkpoint=tmp_path / "a")
     assert not list(tmp_path.iterdir())

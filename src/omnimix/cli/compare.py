@@ -20,38 +20,125 @@ from .console import app, console, progress, user_errors
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..compare.jobs import Plan, Unit
+    from ..compare.jobs import Job, Plan, Unit
     from ..compare.result import Result
     from ..compare.store import Failure, Run
+    from ..compare.suite import Suite
+
+
+DATA, ROWS, TRAINING, CHOICE, RUNNING = "Data", "Rows of the table", "Training", "Tuning and selection", "Running"
+"""Panels of the help."""
 
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Option(help="A built-in data set (airfoil, digits, ...), or a file or folder.")],
-    methods: Annotated[
-        str, typer.Option(help="With commas: erm,mixup:alpha=0.2,c-mixup. Default: the usual ones for the task.")
-    ] = "",
-    seeds: Annotated[str, typer.Option(help="How many (5: seeds 0 to 4), or which (3,5,7).")] = "5",
-    target: Annotated[str | None, typer.Option(help="The column(s) to predict, for tables.")] = None,
-    task: Annotated[str, typer.Option(help="auto, classification or regression.")] = "auto",
-    drop: Annotated[str, typer.Option(help="Columns to leave out, with commas.")] = "",
-    domain: Annotated[str | None, typer.Option(help="The column whose values are domains.")] = None,
-    protocol: Annotated[str, typer.Option(help="What is held equal: default, or c-mixup (airfoil, no2).")] = "default",
-    net: Annotated[str | None, typer.Option(help="The network: mlp:hidden=64+64, small-cnn, timm:NAME, ...")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows of a training step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A built-in data set (airfoil, digits, ...), or a file or folder; several with commas.",
+            rich_help_panel=DATA,
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="The column(s) to predict, for tables.", rich_help_panel=DATA)
+    ] = None,
+    task: Annotated[str, typer.Option(help="auto, classification or regression.", rich_help_panel=DATA)] = "auto",
+    drop: Annotated[str, typer.Option(help="Columns to leave out, with commas.", rich_help_panel=DATA)] = "",
+    domain: Annotated[
+        str | None, typer.Option(help="The column whose values are domains.", rich_help_panel=DATA)
+    ] = None,
     label_noise: Annotated[
-        float, typer.Option(help="The share of training and validation labels to replace by random ones.")
+        float,
+        typer.Option(
+            help="The share of training and validation labels to replace by random ones.", rich_help_panel=DATA
+        ),
     ] = 0.0,
-    noise_seed: Annotated[int, typer.Option(help="The seed of that noise.")] = 0,
-    baseline: Annotated[str | None, typer.Option(help="Compare with this method. Default: erm, or the first.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of store and report. Default: omnimix-out/NAME.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time. Default: one a core, or one on a GPU.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+    noise_seed: Annotated[int, typer.Option(help="The seed of that noise.", rich_help_panel=DATA)] = 0,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With commas: erm,mixup:alpha=0.2,c-mixup. Default: the usual ones for the task.", rich_help_panel=ROWS
+        ),
+    ] = "",
+    baseline: Annotated[
+        str | None, typer.Option(help="Compare with this method. Default: erm, or the first.", rich_help_panel=ROWS)
+    ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls", help="Also train on what each selecting method pairs, without mixing.", rich_help_panel=ROWS
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
+    equal_compute: Annotated[
+        bool,
+        typer.Option(
+            "--equal-compute",
+            help="Also train erm for as many gradient evaluations as dearer methods take (erm@2x).",
+            rich_help_panel=ROWS,
+        ),
+    ] = False,
+    seeds: Annotated[
+        str, typer.Option(help="How many (5: seeds 0 to 4), or which (3,5,7).", rich_help_panel=TRAINING)
+    ] = "5",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="What is held equal: default, c-mixup (airfoil, no2), or domains (each one held out in turn).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "default",
+    net: Annotated[
+        str | None,
+        typer.Option(help="The network: mlp:hidden=64+64, small-cnn, timm:NAME, ...", rich_help_panel=TRAINING),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.", rich_help_panel=TRAINING)] = None,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(
+            help="In place of --epochs: gradient evaluations (of a batch), the same for every method.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows of a training step.", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(help="The learning rate.", rich_help_panel=TRAINING)] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            help="Draws of hyperparameters for every method, the first its default; validation chooses, seed by seed.",
+            rich_help_panel=CHOICE,
+        ),
+    ] = 0,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            help="What chooses epoch and draw: validation or last; for --protocol domains training-domain, "
+            "leave-one-domain-out, oracle or last. Default: the protocol's.",
+            rich_help_panel=CHOICE,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder of store and report. Default: omnimix-out/NAME.", rich_help_panel=RUNNING),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at a time. Default: one a core, or one on a GPU.", rich_help_panel=RUNNING)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What computes: local (processes), or ray (a cluster).", rich_help_panel=RUNNING)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster (auto, ray://host:10001). Default: one started here.", rich_help_panel=RUNNING
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.", rich_help_panel=RUNNING),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no table.", rich_help_panel=RUNNING)
+    ] = False,
 ) -> None:
     """Train every method with every seed under one protocol, and report what came out.
 
@@ -60,8 +147,9 @@ def compare(
     with user_errors():
         from ..compare.run import compare as run
         from ..compare.spec import parse_seeds, parse_specs, settings
+        from ..compare.suite import compare_suite, data_names
 
-        asked = settings(
+        common = settings(
             data=data,
             methods=tuple(map(str, parse_specs(methods))) if methods else (),
             seeds=parse_seeds(seeds),
@@ -77,11 +165,18 @@ def compare(
             label_noise=label_noise,
             noise_seed=noise_seed,
             baseline=baseline,
+            tune=tune,
+            selection=selection,
+            controls=controls,
+            equal_compute=equal_compute,
+            evaluations=evaluations,
         )
+        asked = [common.model_copy(update={"data": name}) for name in data_names(data)]
         messages = console(stderr=True)
-        watch = _Watch(messages, quiet)
+        watch = _Watch(messages, quiet, several=len(asked) > 1)
+        how: dict[str, Any] = {"workers": jobs, "watch": watch, "engine": engine, "address": address}
         try:
-            result = run(asked, out, workers=jobs, watch=watch)
+            result = compare_suite(asked, out, **how) if len(asked) > 1 else run(asked[0], out, **how)
         except KeyboardInterrupt:
             typer.echo(f"omnimix: stopped; {watch.kept}; the same command continues from there", err=True)
             raise typer.Exit(130) from None
@@ -96,8 +191,8 @@ def compare(
 class _Watch:
     """Says what a comparison is doing."""
 
-    def __init__(self, out: Console, quiet: bool) -> None:
-        self.out, self.quiet = out, quiet
+    def __init__(self, out: Console, quiet: bool, several: bool) -> None:
+        self.out, self.quiet, self.several = out, quiet, several
         self.kept = "nothing has run yet"
 
     @contextmanager
@@ -119,11 +214,15 @@ class _Watch:
 
             yield note
             return
+        if self.several:
+            self.out.print(f"{plan.source.name}:", markup=False)
         if found:
             self.out.print(f"{found} of {found + runs} runs are in the store already")
         for said in plan.source.notes:
             self.out.print(f"{plan.source.name}: {said}", markup=False)
         start = time.monotonic()
+        jobs = {job.key: job for unit in units for job in unit}
+        choosing = any(job.draw.number or (job.hold and len(job.hold.out) > 1) for job in jobs.values())
 
         def done_runs() -> float:
             return sum(float(share) * len(unit) for share, unit in zip(fractions, units, strict=False))
@@ -137,19 +236,36 @@ class _Watch:
                 if ended == 1:  # without the time that processes take to start
                     start = time.monotonic() - getattr(outcome, "seconds", 0.0)
                 if hasattr(outcome, "error"):
-                    self.out.print(f"failed: {outcome.method}, seed {outcome.seed}: {outcome.error}", markup=False)
+                    said = f"failed: {_name(jobs[outcome.key], plan)}: {outcome.error}"
+                    self.out.print(said, markup=False)
                 done = done_runs()
                 left = (time.monotonic() - start) * (runs - done) / done
-                tell(_line(outcome) + ("" if self.out.is_terminal else f"; {_time(left)} left"))
+                tell(
+                    _line(outcome, _name(jobs[outcome.key], plan), choosing)
+                    + ("" if self.out.is_terminal else f"; {_time(left)} left")
+                )
 
             yield show_outcome
 
 
-def _line(outcome: Any) -> str:
+def _name(job: Job, plan: Plan) -> str:
+    """mixup, seed 3, draw 5, without north and south"""
+    parts = [str(job.method), f"seed {job.seed}"]
+    if job.draw.number:
+        parts.append(f"draw {job.draw.number}")
+    if job.hold is not None:
+        parts.append("without " + " and ".join(plan.source.domain_names[domain] for domain in job.hold.out))
+    return ", ".join(parts)
+
+
+def _line(outcome: Any, name: str, choosing: bool) -> str:
+    """What a run gave: its test score, or where it is one of several to choose from, that of validation."""
     if hasattr(outcome, "error"):
-        return f"{outcome.method}, seed {outcome.seed}: failed"
-    name, value = next(iter(outcome.metrics.items()))
-    return f"{outcome.method}, seed {outcome.seed}: {name} {value:.4g} in {_time(outcome.seconds)}"
+        return f"{name}: failed"
+    metric, value = next(iter(outcome.metrics.items()))
+    if choosing:
+        metric, value = f"validation {metric}", outcome.history[outcome.best_epoch - 1][f"valid_{metric}"]
+    return f"{name}: {metric} {value:.4g} in {_time(outcome.seconds)}"
 
 
 def _time(seconds: float) -> str:
@@ -158,10 +274,17 @@ def _time(seconds: float) -> str:
     return duration(seconds)
 
 
-def show(result: Result, out: Console) -> None:
+def show(result: Result | Suite, out: Console) -> None:
     """The tables of a comparison, what to know before believing them, and where the report is."""
+    from ..compare.suite import Suite
+
+    if isinstance(result, Suite):
+        _show_suite(result, out)
+        return
     if result.runs:
         out.print(_main_table(result))
+        if result.protocol.get("by_domain"):
+            out.print(_domains_table(result))
         if len(result.metrics) > 1:
             out.print(_metrics_table(result))
         for summary in result.ranking:
@@ -172,10 +295,30 @@ def show(result: Result, out: Console) -> None:
     out.print(f"Report: {result.report}", markup=False, soft_wrap=True)
 
 
+def _show_suite(suite: Suite, out: Console) -> None:
+    for result in suite.results:
+        show(result, out)
+    if suite.ranks is not None:
+        table = Table("method")
+        table.add_column("average rank", justify="right")
+        for name, rank in suite.ranks.average.items():
+            table.add_row(escape(name), f"{rank:.2f}")
+        out.print(f"Average ranks over {suite.ranks.sets} data sets (1 is best):")
+        out.print(table)
+        out.print(suite.ranks.verdict, markup=False)
+    for line in suite.doubts:
+        out.print(f"note: {line}", markup=False)
+    out.print(f"Report: {suite.report}", markup=False, soft_wrap=True)
+
+
 def _main_table(result: Result) -> Table:
     from ..compare.result import show_interval, show_p, signed
 
-    title = f"{result.data['name']}: test {result.primary} over {result.span}"
+    where, rule = "", result.protocol.get("selection")
+    if result.protocol.get("by_domain"):
+        said = "oracle (an upper reference)" if rule == "oracle" else rule
+        where = f", mean over held-out domains, selection by {said},"
+    title = f"{result.data['name']}: test {result.primary}{where} over {result.span}"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("method")
     for heading in ("n", "mean ± sd", "95 % interval", f"minus {escape(result.baseline)}", "Holm p", "step time"):
@@ -194,6 +337,19 @@ def _main_table(result: Result) -> Table:
         )
     for name in result.without_runs:
         table.add_row(escape(name), "0", "no run ended well" if result.failures else "not yet")
+    return table
+
+
+def _domains_table(result: Result) -> Table:
+    """The mean over seeds in every held-out domain."""
+    table = Table(title=f"test {result.primary} by held-out domain, mean over seeds", title_justify="left")
+    table.add_column("method")
+    for name in result.domains:
+        table.add_column(escape(name), justify="right")
+    places = result.places(result.primary)
+    for summary in result.ranking:
+        means = [result.domain_mean(summary.method, name) for name in result.domains]
+        table.add_row(escape(summary.method), *("" if mean is None else f"{mean:.{places}f}" for mean in means))
     return table
 
 

@@ -14,7 +14,7 @@ PLAIN_WIDTH = 140
 """Columns of a table that does not go to a terminal."""
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Mixing samples so that models generalise better, and one fair comparison of the methods.",
 )  # fmt: skip
 
@@ -56,9 +56,9 @@ def user_errors() -> Iterator[None]:
 class _Live(Progress):
     """A bar that asks for its state whenever it is drawn."""
 
-    def __init__(self, share: Callable[[], float], total: int, console: Console) -> None:
+    def __init__(self, share: Callable[[], float], total: int, console: Console, unit: str) -> None:
         columns = (
-            TextColumn("{task.fields[runs]}/{task.total:.0f} runs"), BarColumn(24),
+            TextColumn(f"{{task.fields[runs]}}/{{task.total:.0f}} {unit}"), BarColumn(24),
             TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             TextColumn("{task.description}", markup=False),
@@ -75,7 +75,9 @@ class _Live(Progress):
 
 
 @contextmanager
-def progress(share: Callable[[], float], total: int, out: Console) -> Iterator[Callable[[str], None]]:
+def progress(
+    share: Callable[[], float], total: int, out: Console, unit: str = "runs"
+) -> Iterator[Callable[[str], None]]:
     """A live bar with the time left on a terminal, a line a run elsewhere; gives the function to call with each run.
 
     share: how many runs' worth of work is done by now.
@@ -90,7 +92,7 @@ def progress(share: Callable[[], float], total: int, out: Console) -> Iterator[C
 
         yield line
         return
-    with _Live(share, total, out) as live:
+    with _Live(share, total, out, unit) as live:
 
         def tell(text: str) -> None:
             nonlocal ended

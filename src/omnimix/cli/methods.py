@@ -14,6 +14,9 @@ from rich.table import Table
 from ..core.registry import Info
 from .console import app, console, user_errors
 
+SAID = {"label": "all training labels", "domain": "a domain column", "feature": "all training inputs"}
+"""What table columns come to for the user."""
+
 
 @app.command()
 def methods(
@@ -29,15 +32,38 @@ def methods(
     if as_json:
         sys.stdout.write(json.dumps([_facts(card) for card in cards]) + "\n")
         return
+    out = console(stderr=False)
+    if not cards:
+        out.print("there is no such method yet")
+        return
     table = Table(show_lines=True)
-    for heading in ("method", "what it does", "tasks", "cost", "paper"):
+    for heading in ("method", "what it does", "tasks", "needs", "cost", "paper"):
         table.add_column(heading, justify="right" if heading == "cost" else "left")
     for card in cards:
         name = card.name if card.package == "omnimix" else f"{card.name} ({card.package})"
         given = ", ".join(_write(key, value) for key, value in card.parameters.items())
         about = escape(f"{card.summary}\n{given}" if given else card.summary)
-        table.add_row(escape(name), about, " ".join(card.tasks), f"{card.cost:g}", escape(card.paper))
-    console(stderr=False).print(table)
+        needs = "\n".join(_needs(card))
+        table.add_row(escape(name), about, "\n".join(card.tasks), needs, f"{card.cost:g} ×", escape(card.paper))
+    out.print(table)
+    out.print(
+        "cost: gradient evaluations of a step relative to plain training. omnimix show METHOD draws what it does."
+    )
+
+
+def _needs(card: Info) -> list[str]:
+    """What a method needs beside batches, with its default parameters."""
+    needs = [f"{kind}s" for kind in card.inputs if kind != "any"]
+    try:
+        method = card.factory()
+    except (TypeError, ValueError):  # it has parameters without defaults
+        return needs
+    return [
+        *needs,
+        *(SAID.get(column, column) for column in method.needs),
+        *(f"a stream of {stream} batches" for stream in method.streams),
+        *(["the test batch (transductive)"] if method.transductive else []),
+    ]
 
 
 def _facts(card: Info) -> dict[str, Any]:
@@ -48,6 +74,7 @@ def _facts(card: Info) -> dict[str, Any]:
         "inputs": list(card.inputs),
         "level": card.level,
         "cost": card.cost,
+        "needs": _needs(card),
         "paper": card.paper,
         "package": card.package,
         "parameters": {

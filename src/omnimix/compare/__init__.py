@@ -9,5 +9,18 @@ from .result import Result
 from .run import compare
 from .spec import Settings, Spec, settings
 from .store import Store, StoreError
+from .suite import Suite, compare_suite
 
-__all__ = ["PROTOCOLS", "Protocol", "Result", "Settings", "Spec", "Store", "StoreError", "compare", "settings"]
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "Result",
+    "Settings",
+    "Spec",
+    "Store",
+    "StoreError",
+    "Suite",
+    "compare",
+    "compare_suite",
+    "settings",
+]

@@ -11,8 +11,8 @@ import math
 import platform
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +26,24 @@ from ..core import registry
 from ..core.method import Method, Mix, Setup
 from ..core.task import Task
 from ..data.source import Source, digest
-from .protocol import Protocol, prepare, split
-from .spec import Settings, Spec, create, fingerprint, fit_sequences, write_value
+from ..train.budget import Budget
+from ..train.parts import Data, Part
+from .protocol import Hold, Protocol, prepare, split
+from .selection import LEAVE_ONE_OUT, Cell, Chosen, holds, rule_budget
+from .spec import Settings, Spec, canonical, cost, create, fingerprint, fit_sequences, write_value
 from .store import Failure, Run
+from .tune import Draw, draw
 
 if TYPE_CHECKING:
     from ..train import Fit
-    from ..train.parts import Data
 
+TOGETHER = 16
+"""The most runs that train together."""
+BYTES = 2**28
+"""The most data that they may hold."""
 ROOMS = ("core", "samples", "domains", "models", "data", "networks", "train")
 """Whose code decides what a run gives; with `FILES` beside this one."""
-FILES = ("jobs.py", "protocol.py", "spec.py")
+FILES = ("jobs.py", "protocol.py", "selection.py", "spec.py", "tune.py")
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,26 @@ class Plan:
     noise_seed: int
     versions: dict[str, str]
     checkpoints: Path | None = None
+    together: bool = True
+    """Train the seeds of a method in one vectorised process where that is possible."""
     plugins: tuple[registry.Info, ...] = ()
     """Methods from outside this package, which processes may not find by themselves (those of a script)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. config: all that decides its result, as JSON; key: its hash."""
+    """One run. config: all that decides its result, as JSON; key: its hash. budget: the protocol's, with what the
+    method, the draw of hyperparameters and the rule of selection change. hold: where domains are held out.
+    """
 
     method: Spec
     parameters: Mapping[str, Any]
     seed: int
     config: dict[str, Any]
     key: str
+    budget: Budget
+    draw: Draw = field(default_factory=Draw)
+    hold: Hold | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -75,33 +89,96 @@ Outcome = list[Run | Failure]
 
 
 def make_jobs(settings: Settings, plan: Plan) -> list[Job]:
-    """All jobs, seed by seed, so that a comparison that is cut short holds whole pairs."""
-    source, protocol = plan.source, plan.protocol
-    official = sorted(source.official.items()) if source.official and protocol.official else []
-    shared = {
-        "data": source.digest,
-        "task": repr(source.task),
-        "official": {name: digest(rows) for name, rows in official},
-        "protocol": protocol.describe(),
-        "weights": _weights(protocol),
-        "device": device_kind(source, protocol),
-        "torch": torch.__version__.partition("+")[0],
-        "label_noise": plan.label_noise,
-        "noise_seed": plan.noise_seed if plan.label_noise else 0,
-    }
-    jobs = []
-    for seed in settings.seeds:
-        for spec in settings.specs:
-            parameters = spec.resolved(plan.protocol.methods.get(spec.name, {}))
-            config = {
-                **shared,
-                "method": str(spec),
-                "parameters": {name: write_value(value) for name, value in parameters.items()},
-                "seed": seed,
-                "code": method_code(spec.name),
-            }
-            jobs.append(Job(spec, parameters, seed, config, fingerprint(config)))
-    return jobs
+    """The jobs that nothing has to be known for, seed by seed, so that a comparison cut short holds whole pairs."""
+    make = _Maker(settings, plan)
+    return [
+        make(spec, seed, number, hold)
+        for seed in settings.seeds
+        for spec in settings.specs
+        for number in range(max(1, settings.tune))
+        for hold in holds(plan.protocol, plan.source)
+    ]
+
+
+def final_jobs(settings: Settings, plan: Plan, found: Mapping[Cell, Chosen]) -> list[Job]:
+    """The jobs that follow from what others chose: those that are tested after leave-one-domain-out."""
+    if plan.protocol.selection != LEAVE_ONE_OUT:
+        return []
+    make = _Maker(settings, plan)
+    return [
+        make(cell.method, cell.seed, choice.draw, Hold((cell.domain,)), choice.epoch)
+        for cell, choice in found.items()
+        if cell.domain is not None
+    ]
+
+
+class _Maker:
+    """Makes the jobs of a comparison."""
+
+    def __init__(self, settings: Settings, plan: Plan) -> None:
+        source, protocol = plan.source, plan.protocol
+        official = sorted(source.official.items()) if source.official and protocol.official else []
+        self.settings, self.plan = settings, plan
+        self.shared = {
+            "data": source.digest,
+            "task": repr(source.task),
+            "official": {name: digest(rows) for name, rows in official},
+            "weights": _weights(protocol),
+            "device": device_kind(source, protocol),
+            "torch": torch.__version__.partition("+")[0],
+            "label_noise": plan.label_noise,
+            "noise_seed": plan.noise_seed if plan.label_noise else 0,
+        }
+        self.train = cache(lambda seed, hold: split(protocol, source, seed, hold).train)
+
+    def __call__(self, spec: Spec, seed: int, number: int, hold: Hold | None, epochs: int | None = None) -> Job:
+        """epochs: after how many to stop, where that was chosen before."""
+        protocol, source = self.plan.protocol, self.plan.source
+        keep_lr = self.settings.lr is not None
+        drawn = draw(spec, number, seed, protocol, keep_lr=keep_lr, label_sd=lambda: self._label_sd(seed, hold))
+        parameters = {**spec.resolved(protocol.methods.get(spec.name, {})), **drawn.parameters}
+        budget = replace(self._budget(spec, parameters, seed, hold), **drawn.budget)
+        budget = rule_budget(budget, protocol, source.task, epochs)
+        config = {
+            **self.shared,
+            "protocol": replace(protocol, budget=budget).describe(),
+            "held_out": hold
+            and {
+                "out": [source.domain_names[domain] for domain in hold.out],
+                "oracle": hold.oracle,
+                "domains": list(source.domain_names),
+            },
+            "method": str(spec),
+            "parameters": {name: write_value(value) for name, value in parameters.items()},
+            "seed": seed,
+            "code": method_code(spec.name),
+        }
+        return Job(spec, parameters, seed, config, fingerprint(config), budget, drawn, hold)
+
+    def _budget(self, spec: Spec, parameters: Mapping[str, Any], seed: int, hold: Hold | None) -> Budget:
+        """For as long as the method trains; ValueError if the evaluations do not last for an epoch."""
+        budget, evaluations = self.plan.protocol.budget, self.settings.evaluations
+        times = spec.times
+        if evaluations is not None:
+            steps, rest = divmod(len(self.train(seed, hold)), budget.batch_size)
+            an_epoch = cost(spec, create(spec, parameters)) * (steps + int(rest > 0 and not budget.drop_last))
+            epochs = int(evaluations / an_epoch)
+            if epochs < 1:
+                raise ValueError(
+                    f"evaluations = {evaluations} do not last for an epoch of {spec}, which takes {an_epoch:g} "
+                    "gradient evaluations"
+                )
+            times *= epochs / budget.epochs
+        if times == 1:
+            return budget
+        milestones = tuple(max(1, round(milestone * times)) for milestone in budget.milestones)
+        return replace(budget, epochs=max(1, round(budget.epochs * times)), milestones=milestones)
+
+    def _label_sd(self, seed: int, hold: Hold | None) -> float:
+        """Of the training labels; for vector labels, their root mean square distance from the mean."""
+        rows = self.train(seed, hold)
+        y = self.plan.source.y[rows].double().reshape(len(rows), -1)
+        return (y - y.mean(0)).square().sum(1).mean().sqrt().item()
 
 
 def device_kind(source: Source, protocol: Protocol) -> str:
@@ -134,7 +211,7 @@ def check(spec: Spec, parameters: Mapping[str, Any], source: Source) -> None:
 
 def check_places(spec: Spec, parameters: Mapping[str, Any], network: nn.Module, task: Task) -> None:
     """ValueError if the method mixes at a place that the network does not have."""
-    for method in _parts(create(spec, parameters)):
+    for method in parts(create(spec, parameters)):
         if isinstance(method, Mix):
             try:
                 method.resolve_places(Setup(network, task))
@@ -142,13 +219,13 @@ def check_places(spec: Spec, parameters: Mapping[str, Any], network: nn.Module, 
                 raise ValueError(f"{spec}: {error}") from error
 
 
-def _parts(method: Method) -> Iterator[Method]:
+def parts(method: Method) -> Iterator[Method]:
     """The method and those that it is made of."""
     yield method
     for value in vars(method).values():
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, Method):
-                yield from _parts(part)
+                yield from parts(part)
 
 
 def make_network(plan: Plan, seed: int) -> nn.Module:
@@ -166,17 +243,45 @@ def make_network(plan: Plan, seed: int) -> nn.Module:
         raise ValueError(f"{network}: {error}") from error
 
 
+def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:
+    """What processes do at a time: the seeds of a method in one vectorised training where that is possible."""
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((str(job.method), canonical(job.config["parameters"]), job.budget, job.hold), []).append(job)
+    pieces = -(-workers // max(1, len(groups)))  # enough for every worker
+    found: list[Unit] = []
+    for group in groups.values():
+        size = max(1, min(_together(group[0], plan), -(-len(group) // pieces)))
+        found += [tuple(group[start : start + size]) for start in range(0, len(group), size)]
+    return sorted(found, key=lambda unit: jobs.index(unit[0]))
+
+
+def _together(job: Job, plan: Plan) -> int:
+    """How many runs like this one may train together; 0: none."""
+    from ..train.together import can_train_together
+
+    x = plan.source.x
+    if not plan.together or not isinstance(x, torch.Tensor) or plan.source.kind != "table":
+        return 0
+    part = Part(plan.source.take(torch.arange(2)), plan.source.y[:2])
+    data = Data(part, None, None, plan.source.task)
+    fit = can_train_together(create(job.method, job.parameters), make_network(plan, job.seed), data, job.budget)
+    return max(1, min(TOGETHER, BYTES // x.nbytes)) if fit else 0
+
+
 def execute(unit: Unit, plan: Plan, progress: Callable[[float], None] | None = None) -> Outcome:
     """Run the jobs of a unit; whatever goes wrong in one is returned, not raised.
 
     progress: called with the share that is done.
     """
-    try:
-        (job,) = unit
-        return [_run(job, plan, progress)]
-    except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [failure(job, plan, line, traceback.format_exc()) for job in unit]
+    if _together(unit[0], plan):
+        try:
+            return _run_together(unit, plan, progress)
+        except Exception as error:
+            if len(unit) == 1:
+                return [_failed(unit[0], plan, error)]
+            return [outcome for job in unit for outcome in execute((job,), plan)]
+    return [_run(job, plan, progress) for job in unit]
 
 
 def failure(job: Job, plan: Plan, error: str, trace: str) -> Failure:
@@ -198,39 +303,90 @@ class _Given:
     data: Data
 
 
+def noise_seed(plan: Plan, seed: int) -> int:
+    """The seed of the label noise of the runs of a seed."""
+    return int(fingerprint([plan.noise_seed, seed])[:15], 16)
+
+
 def _given(job: Job, plan: Plan) -> _Given:
     source, protocol = plan.source, plan.protocol
-    noise_seed = int(fingerprint([plan.noise_seed, job.seed])[:15], 16)
-    data = prepare(protocol, source, split(protocol, source, job.seed), plan.label_noise, noise_seed)
+    rows = split(protocol, source, job.seed, job.hold)
+    data = prepare(protocol, source, rows, plan.label_noise, noise_seed(plan, job.seed))
     return _Given(create(job.method, job.parameters), make_network(plan, job.seed), data)
 
 
-def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run:
+def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run | Failure:
     from ..train import fit
 
-    given = _given(job, plan)
     checkpoint = plan.checkpoints and plan.checkpoints / f"{job.key}.safetensors"
 
     def tell(done: int, total: int, _: dict[str, float]) -> None:
         if progress is not None:
             progress(done / total)
 
-    budget = plan.protocol.budget
-    done = fit(given.method, given.model, given.data, budget, seed=job.seed, checkpoint=checkpoint, progress=tell)
-    run = _scored(job, plan, given, done)
+    try:
+        given = _given(job, plan)
+        done = fit(
+            given.method, given.model, given.data, job.budget, seed=job.seed, checkpoint=checkpoint, progress=tell
+        )
+        run = _scored(job, plan, given, done)
+    except Exception as error:
+        return _failed(job, plan, error)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return run
 
 
+def _run_together(unit: Unit, plan: Plan, progress: Callable[[float], None] | None) -> Outcome:
+    from ..train.together import fit_together, same_shapes
+
+    givens = [_given(job, plan) for job in unit]
+    if not same_shapes([given.data for given in givens]):
+        return [outcome for job in unit for outcome in _run_together((job,), plan, progress)]
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done / total)
+
+    trained = fit_together(
+        [given.method for given in givens],
+        [given.model for given in givens],
+        [given.data for given in givens],
+        unit[0].budget,
+        seeds=[job.seed for job in unit],
+        checkpoint=plan.checkpoints and plan.checkpoints / f"{fingerprint([job.key for job in unit])}.safetensors",
+        progress=tell,
+    )
+    of = {"together": str(len(unit))}
+    return [_outcome(job, plan, given, done, of) for job, given, done in zip(unit, givens, trained, strict=True)]
+
+
+def _outcome(job: Job, plan: Plan, given: _Given, done: Fit | Exception, versions: dict[str, str]) -> Run | Failure:
+    """What became of one of the runs that trained together. versions: what to add to its own."""
+    if isinstance(done, Exception):
+        return _failed(job, plan, done)
+    try:
+        run = _scored(job, plan, given, done)
+    except Exception as error:
+        return _failed(job, plan, error)
+    return replace(run, versions={**run.versions, **versions})
+
+
+def _failed(job: Job, plan: Plan, error: Exception) -> Failure:
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return failure(job, plan, line, "".join(traceback.format_exception(error)))
+
+
 def _scored(job: Job, plan: Plan, given: _Given, done: Fit) -> Run:
     """The row of a run that was trained."""
-    from ..train import evaluate
-    from ..train.metrics import headline
+    from ..train.evaluate import predict
+    from ..train.metrics import headline, scores
+    from ..train.sketch import sketch
 
     source, data, model = plan.source, given.data, given.model
     assert data.test is not None
-    found = evaluate(model, given.method, data.test, source.task, target_scale=data.target_scale)
+    prediction, y = predict(model, given.method, data.test, source.task, target_scale=data.target_scale)
+    found = scores(source.task, prediction, y, None if data.test.domain is None else data.test.domain.cpu())
     main = headline(source.task)
     if not math.isfinite(found[main]):
         raise ValueError(f"the test {main} is {found[main]}")
@@ -252,6 +408,7 @@ def _scored(job: Job, plan: Plan, given: _Given, done: Fit) -> Run:
         peak_memory=done.peak_memory,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         versions=plan.versions,
+        extras={"test": sketch(source.task, prediction, y)},
         **job.labels,
     )
 

@@ -6,6 +6,7 @@ general.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,10 @@ from ..train.budget import Budget
 from ..train.parts import Data, Part
 
 Sizes = tuple[float, float, float]
+RULES = ("validation", "last")
+"""How the run of a method is selected where the test rows are a random part or the publisher's; see `selection`."""
+DOMAIN_RULES = ("training-domain", "leave-one-domain-out", "oracle", "last")
+"""The same where whole domains are held out."""
 IN_MEMORY = 2**28
 """Images of a part that take more bytes than this as floats are converted batch by batch."""
 
@@ -36,12 +41,25 @@ class Splits(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Hold:
+    """The domains (ids) that a run does not train on: the one that is tested, or two for a run that only validates.
+
+    oracle: the tested domain validates, not the training domains.
+    """
+
+    out: tuple[int, ...]
+    oracle: bool = False
+
+
+@dataclass(frozen=True)
 class Protocol:
     """sizes: training, validation and test rows, as shares that sum to 1 or as counts. official: use the data set's own
     test rows (and validation rows) where it has them. scale: of the inputs, with parameters from `scale_by`.
     standardise_target: train regression on standardised targets (metrics are in raw units always). shuffle: whose
     generator draws the split; "numpy" is `RandomState(seed).permutation`, as reference code draws it. methods:
-    parameters of methods that differ from their own defaults; those that a user types come before both.
+    parameters of methods that differ from their own defaults; those that a user types come before both. by_domain: a
+    run for every domain, which it does not train on; sizes are then those of the parts of a domain. selection: one of
+    `RULES`, or of `DOMAIN_RULES`.
     """
 
     name: str
@@ -55,10 +73,12 @@ class Protocol:
     standardise_target: bool = True
     shuffle: Literal["torch", "numpy"] = "torch"
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_domain: bool = False
+    selection: str = "validation"
 
     def describe(self) -> dict[str, Any]:
-        """All that it holds equal, as JSON; what it says of single methods is left out."""
-        return {name: value for name, value in asdict(self).items() if name not in ("methods", "source")}
+        """What it holds equal for all runs, as JSON; what it says of single methods is left out."""
+        return {name: value for name, value in asdict(self).items() if name not in ("methods", "source", "selection")}
 
 
 _TABLE = Protocol(
@@ -82,6 +102,18 @@ _DIGITS = Protocol(
     sizes=(400, 397, 1000),
     scale="none",
 )
+
+
+def _by_domain(protocol: Protocol, network: str) -> Protocol:
+    return replace(
+        protocol,
+        name="domains",
+        source=f"DomainBed, ICLR 2021: a run for every held-out domain, each domain split 80/20 by seed; {network}",
+        sizes=(0.8, 0.2, 0),
+        official=False,
+        by_domain=True,
+        selection="training-domain",
+    )
 
 
 def _c_mixup(batch_size: int, sizes: Sizes, mixing: Mapping[str, Any]) -> Protocol:
@@ -110,14 +142,20 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
         "airfoil": _c_mixup(16, (1003, 300, 200), {"bandwidth": 1.75, "place": "block1"}),
         "no2": _c_mixup(32, (200, 200, 100), {"bandwidth": 1.2}),
     },
+    "domains": {
+        "table": _by_domain(_TABLE, "MLP 128-128, Adam"),
+        "image": _by_domain(_IMAGE, "small CNN, Adam with a cosine schedule"),
+    },
 }
 
 
 def choose(name: str, source: Source) -> Protocol:
-    """The protocol `name` for this data set; ValueError if there is none."""
+    """The protocol `name` for this data set; ValueError if there is none, or if it needs domains that are not there."""
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol {name!r}; there are: {', '.join(PROTOCOLS)}")
     known = PROTOCOLS[name]
+    if any(protocol.by_domain for protocol in known.values()):
+        check_domains(source)
     if source.builtin and source.name in known:
         return known[source.name]
     if source.kind in known:
@@ -135,15 +173,48 @@ def adjust(
     epochs: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
+    selection: str | None = None,
 ) -> Protocol:
-    """The protocol with what the user asked for in place of its own."""
+    """The protocol with what the user asked for in place of its own; ValueError for a rule that it does not have."""
+    rules = DOMAIN_RULES if protocol.by_domain else RULES
+    if selection is not None and selection not in rules:
+        known = f"the protocol {protocol.name!r} selects by {', '.join(rules)}; got selection = {selection!r}"
+        raise ValueError(known if protocol.by_domain else f"{known} (more rules: --protocol domains)")
     asked: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": lr}
     budget = replace(protocol.budget, **{name: value for name, value in asked.items() if value is not None})
-    return replace(protocol, budget=budget, network=net or protocol.network)
+    return replace(protocol, budget=budget, network=net or protocol.network, selection=selection or protocol.selection)
 
 
-def split(protocol: Protocol, source: Source, seed: int) -> Splits:
-    """Training, validation and test rows of a seed: shuffled, for classes in equal proportions."""
+def tested_domains(source: Source) -> list[int]:
+    """The ids of the domains that have rows."""
+    return [] if source.domain is None else torch.unique(source.domain).tolist()
+
+
+def check_domains(source: Source) -> None:
+    """ValueError unless there are two domains or more, each with rows enough to split 80/20."""
+    if source.domain is None:
+        raise ValueError(
+            "the protocol 'domains' holds out one domain after the other: say which column holds them (--domain)"
+        )
+    found = tested_domains(source)
+    if len(found) < 2:
+        raise ValueError(f"the protocol 'domains' needs two domains or more; {source.name} has {len(found)}")
+    for domain in found:
+        count = int((source.domain == domain).sum())
+        if count < 5:
+            raise ValueError(
+                f"the domain {source.domain_names[domain]!r} has {count} rows; the protocol 'domains' needs 5 or more "
+                "in each: leave it out, or merge it with another"
+            )
+
+
+def split(protocol: Protocol, source: Source, seed: int, hold: Hold | None = None) -> Splits:
+    """Training, validation and test rows of a seed: shuffled, for classes in equal proportions.
+
+    hold: for protocols by domain; None holds out the first domain.
+    """
+    if protocol.by_domain:
+        return _split_by_domain(protocol, source, seed, hold or Hold((tested_domains(source)[0],)))
     official = source.official if protocol.official else None
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(len(source)) if official is None else official["train"]
@@ -160,6 +231,29 @@ def split(protocol: Protocol, source: Source, seed: int) -> Splits:
     share = protocol.sizes[1] / (protocol.sizes[0] + protocol.sizes[1])
     train, valid, _ = _cut((1 - share, share, 0), rows, protocol.name)
     return Splits(train, valid, official["test"])
+
+
+def _split_by_domain(protocol: Protocol, source: Source, seed: int, hold: Hold) -> Splits:
+    """The split of a domain depends on the seed and the domain alone, whichever is held out."""
+    assert source.domain is not None
+    inner, outer = {}, {}
+    for domain in tested_domains(source):
+        name = hashlib.sha256(f"{seed}/{source.domain_names[domain]}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "little"))
+        rows = torch.nonzero(source.domain == domain).flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        if isinstance(source.task, Classification) and source.y.ndim == 1:
+            rows = rows[_interleaved(source.y[rows], generator)]
+        cut = int(protocol.sizes[1] * len(rows))
+        outer[domain], inner[domain] = rows[:cut], rows[cut:]
+
+    def join(parts: Mapping[int, Tensor], out: bool) -> Tensor:
+        return torch.cat([rows for domain, rows in parts.items() if (domain in hold.out) == out]).sort().values
+
+    test = join(inner, True)
+    if len(hold.out) > 1:
+        return Splits(join(inner, False), test, test)
+    return Splits(join(inner, False), join(outer, hold.oracle), test)
 
 
 def _interleaved(y: Tensor, generator: torch.Generator) -> Tensor:

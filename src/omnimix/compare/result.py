@@ -1,4 +1,4 @@
-"""What came out of a comparison: its runs, their statistics, and both as JSON and CSV."""
+"""What came out of a comparison: its runs, their statistics, and both as JSON, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,19 @@ from typing import Any
 from .. import __version__
 from ..train.metrics import HIGHER_IS_BETTER
 from .spec import Settings
-from .statistics import FEWEST, Estimate, Summary, summarise
+from .statistics import (
+    FEWEST,
+    MOST,
+    SHORT_EPOCHS,
+    SHORT_SECONDS,
+    Difference,
+    Estimate,
+    Power,
+    Summary,
+    Timing,
+    summarise,
+    too_short,
+)
 from .store import Failure, Run
 
 
@@ -38,6 +50,7 @@ class Result:
     foreign: int
     store: Path
     folder: Path
+    tuning: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def baseline(self) -> str:
@@ -80,19 +93,24 @@ class Result:
             {name: {run.seed: run.metrics for run in runs} for name, runs in self.by_method.items()},
             self.baseline,
             self.primary,
-            {name: {run.seed: run.step_seconds or 0.0 for run in runs} for name, runs in self.by_method.items()},
+            self.timings,
         )
+
+    @cached_property
+    def timings(self) -> dict[str, dict[int, Timing]]:
+        """What the runs took, by method and seed."""
+        return {name: {run.seed: _timing(run) for run in runs} for name, runs in self.by_method.items()}
 
     @property
     def ranking(self) -> list[Summary]:
-        """Summaries, best mean of the primary metric first: over the seeds that all have, or if none, over all."""
+        """Summaries, best mean of the primary metric first."""
         sign = -1 if self.primary in HIGHER_IS_BETTER else 1
+        return sorted(self.summaries, key=lambda summary: sign * self.mean(summary.method))
 
-        def mean(summary: Summary) -> float:
-            values = self.values(summary.method)
-            return math.fsum(values[seed] for seed in self.shared or values) / len(self.shared or values)
-
-        return sorted(self.summaries, key=lambda summary: sign * mean(summary))
+    def mean(self, method: str) -> float:
+        """The primary metric, mean over the seeds that all methods have, or if there is none, over its own."""
+        values = self.values(method)
+        return math.fsum(values[seed] for seed in self.shared or values) / len(self.shared or values)
 
     @cached_property
     def shared(self) -> list[int]:
@@ -136,10 +154,31 @@ class Result:
         if summary.holm is None:
             return f"{summary.method}: {size} against {self.baseline}; one seed tells nothing about significance"
         p = f"Holm p {show_p(summary.holm)}"
+        if found.p_wilcoxon_holm is not None and len(self.settings.seeds) >= 6:
+            p += f" (Wilcoxon {show_p(found.p_wilcoxon_holm)})"
         if summary.holm >= level:
-            return f"{summary.method} cannot be told apart from {self.baseline}: {size}, {p}"
+            needs = "" if found.power is None else f"; {self._needs(found, found.power)}"
+            return f"{summary.method} cannot be told apart from {self.baseline}: {size}, {p}{needs}"
         better = (found.mean > 0) == (self.primary in HIGHER_IS_BETTER)
         return f"{summary.method} is {'better' if better else 'worse'} than {self.baseline}: {size}, {p}"
+
+    def _needs(self, found: Difference, power: Power) -> str:
+        places = self.places(self.primary)
+        count = f"more than {MOST} seeds" if power.seeds is None else f"{power.seeds} seeds"
+        return (
+            f"to resolve a difference of {power.difference:.{places}f}, {count} are needed; "
+            f"{found.n} seeds resolve {power.resolved:.{places}f}"
+        )
+
+    @property
+    def tests(self) -> str:
+        """What the p-values are."""
+        count = len(self.settings.seeds)
+        ranks = f"never below {2.0 ** (1 - count):.3g} with {self.span}" if count < 6 else "free of the normal shape"
+        return (
+            "p: paired t-test by seed; Wilcoxon p: signed-rank test of the same differences, "
+            f"{ranks}; both corrected by Holm for the number of methods"
+        )
 
     def places(self, metric: str) -> int:
         """Decimals to print a metric with: two digits of its smallest standard deviation over seeds."""
@@ -175,7 +214,52 @@ class Result:
                 f"{self.settings.label_noise:.0%} of the training and of the validation labels were replaced by random "
                 "ones; test labels are clean"
             )
+        said += [*self._selected(), *self.settings.variants]
+        return [*said, *self._untimed(), *self._doubts()]
+
+    def _selected(self) -> list[str]:
+        """By what the runs were chosen, where that is not plain."""
+        said, rule = [], self.protocol.get("selection")
+        if self.settings.tune > 1:
+            said.append(
+                f"each method had {self.settings.tune} draws of hyperparameters, the first its default; each seed uses "
+                "the one with its best validation score"
+            )
+        if rule == "oracle":
+            said.append(
+                "selection by oracle: hyperparameters were chosen with labels of the tested domains, so these results "
+                "are an upper reference, not what can be reached"
+            )
         return said
+
+    def _untimed(self) -> list[str]:
+        """Why step times are not compared, where they are not."""
+        missing = [s.method for s in self.summaries if s.cost is None]
+        if len(self.summaries) < 2 or self.baseline not in self.by_method or not missing:
+            return []
+        if any(too_short(self.timings[name].values()) for name in (self.baseline, *missing)):
+            return [
+                "step times are not compared: the runs are too short for that (less than "
+                f"{SHORT_SECONDS:g} s of training, or fewer than {SHORT_EPOCHS} epochs)"
+            ]
+        return [
+            f"the step times of {', '.join(missing)} and {self.baseline} are not compared: their runs were not made in "
+            "the same way (alone, or several together in one process), or not with the same seeds"
+        ]
+
+    def _doubts(self, level: float = 0.05) -> list[str]:
+        """Where the rank test, which could, does not follow the t-test."""
+        tests = {s.method: s.difference[self.primary] for s in self.summaries if self.primary in s.difference}
+        least = len(tests) * 2.0 ** (1 - len(self.settings.seeds))
+        alone = [
+            name
+            for name, found in tests.items()
+            if found.p_holm is not None and found.p_wilcoxon_holm is not None
+            if found.p_holm < level <= found.p_wilcoxon_holm and least < level
+        ]
+        if not alone:
+            return []
+        return [f"{', '.join(alone)}: the t-test finds a difference, the rank test (Wilcoxon) does not; run more seeds"]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a run, and one for each of its domains where the data has any."""
@@ -197,6 +281,7 @@ class Result:
             "primary": self.primary,
             "rows": self.rows(),
             "summary": [_summary_json(summary) for summary in [*self.summaries, *map(_nothing, self.without_runs)]],
+            "tests": self.tests,
             "pending": self.pending,
             "warnings": self.warnings,
             "configuration": {
@@ -205,6 +290,7 @@ class Result:
                 "protocol": self.protocol,
                 "parameters": self.parameters,
             },
+            "tuning": self.tuning,
             "store": str(self.store),
             "report": str(self.report),
         }
@@ -218,30 +304,43 @@ class Result:
         writer.writerows({**row, **row["metrics"]} for row in self.rows())
         return text.getvalue()
 
+    def to_latex(self) -> str:
+        """The summary as a table for a paper; needs the package booktabs."""
+        from .latex import table
+
+        return table(self)
+
+
+def _timing(run: Run) -> Timing:
+    """How long it was measured: runs that trained together each have their share of the time."""
+    together = run.versions.get("together")
+    return Timing(run.step_seconds or 0.0, run.seconds * int(together or 1), len(run.history), together)
+
 
 def _column(estimates: dict[str, Estimate], part: str) -> dict[str, Any]:
     return {name: getattr(found, part) for name, found in estimates.items()}
 
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
-    difference = {
-        name: {"n": found.n, "mean": found.mean, "ci95": found.ci95, "p": summary.p.get(name)}
-        for name, found in summary.difference.items()
-    }
     return {
         "method": summary.method,
         "n": summary.n,
         "mean": _column(summary.metrics, "mean"),
         "sd": _column(summary.metrics, "sd"),
         "ci95": _column(summary.metrics, "ci95"),
-        "diff": difference,
+        "diff": {name: _difference_json(found) for name, found in summary.difference.items()},
         "p": summary.holm,
+        "power": {name: found.power and asdict(found.power) for name, found in summary.difference.items()},
         "cost": summary.cost,
     }
 
 
+def _difference_json(found: Difference) -> dict[str, Any]:
+    return {name: value for name, value in vars(found).items() if name != "power"}
+
+
 def _nothing(method: str) -> Summary:
-    return Summary(method, 0, {}, {}, {}, None, None)
+    return Summary(method, 0, {}, {}, None, None)
 
 
 def show_p(p: float) -> str:

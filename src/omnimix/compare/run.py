@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import numpy as np
 from ..core import registry
 from ..core.checks import at_least
 from ..data import Source, load
-from . import engine
+from . import engine as engines
 from .jobs import (
+    TOGETHER,
     Job,
+    Outcome,
     Plan,
     Unit,
     check,
     check_places,
     code_digest,
     device_kind,
+    final_jobs,
     is_ours,
     make_jobs,
     make_network,
+    units,
     versions,
 )  # fmt: skip
 from .protocol import adjust, choose, split
 from .result import Result
+from .selection import LEAVE_ONE_OUT, choices, table_runs, tuning
 from .spec import Settings, create, parse_specs
 from .store import Failure, Run, Store
 
@@ -55,37 +61,73 @@ def compare(
     out: str | Path | None = None,
     *,
     source: Source | None = None,
+    store_file: str | Path | None = None,
     workers: int | None = None,
     watch: Watch = _silent,
+    engine: str = "local",
+    address: str | None = None,
+    together: bool = True,
 ) -> Result:
     """Run what the store in `out` does not hold yet, and write the report there.
 
     out: a folder, None for omnimix-out/NAME. source: the data, where they are not to be loaded from `settings.data`.
-    workers: processes; None takes one a core, or one in all on a GPU. ValueError for settings that do not fit the data,
-    before anything runs. An interrupt leaves a store from which the same call continues.
+    store_file: None for store.db in `out`.
+    workers: processes; None takes one a core, or one in all on a GPU. engine: "local" processes, or "ray": on the
+    cluster at `address` (there, workers = None takes all of it), or on one that is started here for the call.
+    together: train the seeds of a method in one vectorised process where that is possible (see `train.together`).
+    ValueError for settings that do not fit the data, before anything runs. An interrupt leaves a store from which the
+    same call continues.
     """
+    engines.check(engine, address)
     settings, plan, jobs = make_plan(settings, source)
     folder = Path("omnimix-out") / plan.source.name if out is None else Path(out)
-    plan = replace(plan, checkpoints=folder / "checkpoints")
-    workers = default_workers(plan) if workers is None else at_least("jobs", workers, 1)
-    with Store(folder / "store.db") as store:
-        have = store.runs(job.key for job in jobs)
-        todo = [job for job in jobs if job.key not in have]
-        units: list[Unit] = [(job,) for job in todo]
-        with engine.shared_fractions(len(units)) as fractions, watch(plan, units, len(have), fractions) as ended:
-            for outcomes in engine.run(units, plan, workers, fractions):
-                for outcome in outcomes:
-                    store.add(outcome)
-                    ended(outcome)
-        result = collect(settings, plan, jobs, store, folder)
+    plan = replace(plan, checkpoints=folder / "checkpoints", together=together)
+    if workers is not None:
+        at_least("jobs", workers, 1)
+    elif address is None:
+        workers = default_workers(plan)
+    compute = partial(engines.run, workers=workers, engine=engine, address=address)
+    with Store(store_file or folder / "store.db") as store:
+        _run_missing(jobs, plan, store, workers or TOGETHER, compute, watch)
+        further = final_jobs(settings, plan, choices(plan, jobs, store.runs(job.key for job in jobs)))
+        if further:
+            _run_missing(further, plan, store, workers or TOGETHER, compute, watch)
+        result = collect(settings, plan, [*jobs, *further], store, folder)
+    from .pictures import gallery
     from .report import write
 
-    write(result)
+    try:
+        write(result, gallery(plan, jobs))
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: the report cannot be written ({error}); every result is kept in {result.store}, and the same "
+            "command writes it once there is room and permission"
+        ) from error
     return result
 
 
+def _run_missing(
+    jobs: list[Job],
+    plan: Plan,
+    store: Store,
+    workers: int,
+    compute: Callable[..., Iterator[Outcome]],
+    watch: Watch,
+) -> None:
+    """Run the jobs that the store does not hold."""
+    have = store.runs(job.key for job in jobs)
+    todo = units([job for job in jobs if job.key not in have], plan, workers)
+    with engines.shared_fractions(len(todo)) as fractions, watch(plan, todo, len(have), fractions) as ended:
+        for outcomes in compute(todo, plan, fractions=fractions):
+            for outcome in outcomes:
+                store.add(outcome)
+                ended(outcome)
+
+
 def make_plan(settings: Settings, source: Source | None = None) -> tuple[Settings, Plan, list[Job]]:
-    """The settings with methods, the data and protocol, and all jobs; ValueError for what does not fit together."""
+    """The settings with all rows, the data and protocol, and the jobs to begin with; ValueError for what does not fit
+    together.
+    """
     for spec in parse_specs(settings.methods) if settings.methods else ():
         create(spec)
     if source is None:
@@ -95,19 +137,33 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
     settings = settings.with_methods(USUAL[source.task.name] + (USUAL_IMAGES if source.kind == "image" else ()))
     _ = settings.baseline_spec
     protocol = choose(settings.protocol, source)
-    protocol = adjust(protocol, net=settings.net, epochs=settings.epochs, batch=settings.batch, lr=settings.lr)
+    protocol = adjust(
+        protocol,
+        net=settings.net,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        selection=settings.selection,
+    )
+    if settings.evaluations is not None and protocol.selection == LEAVE_ONE_OUT:
+        raise ValueError(
+            f"with selection = {LEAVE_ONE_OUT!r} runs on different numbers of rows must choose a common epoch: give "
+            "epochs, not evaluations"
+        )
+    settings = settings.expanded(protocol.methods)
     if settings.label_noise and source.task.name != "classification":
         raise ValueError(f"label noise replaces class labels; {source.name} is {source.task.name}")
     foreign = dict.fromkeys(spec.name for spec in settings.specs if not is_ours(spec.name))
     plugins = tuple(registry.info(name) for name in foreign)
     plan = Plan(source, protocol, settings.label_noise, settings.noise_seed, versions(), plugins=plugins)
     jobs = make_jobs(settings, plan)
-    for job in jobs[: len(settings.specs)]:
+    different = {str((job.method, sorted(job.parameters.items()))): job for job in jobs}.values()
+    for job in different:
         check(job.method, job.parameters, source)
     network = make_network(plan, settings.seeds[0])
-    for job in jobs[: len(settings.specs)]:
+    for job in different:
         check_places(job.method, job.parameters, network, source.task)
-    rows = len(split(protocol, source, settings.seeds[0]).train)
+    rows = min(len(split(protocol, source, job.seed, job.hold).train) for job in jobs if job.seed == jobs[0].seed)
     if protocol.budget.drop_last and rows < protocol.budget.batch_size:
         raise ValueError(
             f"batch = {protocol.budget.batch_size} is more than the {rows} training rows; use a smaller one"
@@ -128,10 +184,12 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
 
     keys = [job.key for job in jobs]
     runs = store.runs(keys)
+    chosen = choices(plan, jobs, runs)
     failures = {key: fault for key, fault in store.failures(keys).items() if key not in runs}
     order = sorted(jobs, key=lambda job: (settings.specs.index(job.method), settings.seeds.index(job.seed)))
     source = plan.source
     sizes = [len(part) for part in split(plan.protocol, source, settings.seeds[0])]
+    main = headline(source.task)
     return Result(
         settings=settings,
         data={
@@ -140,16 +198,25 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
             "inputs": " x ".join(map(str, source.input_shape)),
             "task": source.task.name + (f" of {source.task.outputs} classes" if source.class_names else ""),
             "target": ", ".join(source.target_names),
+            "features": list(source.feature_names[:2]),
+            "classes": list(source.class_names),
             "domains": list(source.domain_names),
-            "random_split": source.official is None or not plan.protocol.official,
+            "random_split": not plan.protocol.by_domain and (source.official is None or not plan.protocol.official),
             "split": sizes,
             "notes": list(source.notes),
             "digest": source.digest,
         },
-        protocol={**json.loads(json.dumps(plan.protocol.describe())), "source": plan.protocol.source},
-        parameters={str(job.method): json.loads(json.dumps(job.parameters)) for job in order},
-        primary=headline(source.task),
-        runs=[runs[job.key] for job in order if job.key in runs],
+        protocol={
+            **json.loads(json.dumps(plan.protocol.describe())),
+            "source": plan.protocol.source,
+            "selection": plan.protocol.selection,
+        },
+        parameters={str(job.method): json.loads(json.dumps(job.parameters)) for job in order if not job.draw.number},
+        primary=main,
+        runs=table_runs(plan, order, chosen, runs),
+        tuning=[]
+        if settings.tune <= 1 and plan.protocol.selection != LEAVE_ONE_OUT
+        else json.loads(json.dumps(tuning(plan, order, chosen, runs))),
         failures=[failures[job.key] for job in order if job.key in failures],
         pending=len(set(keys) - set(runs) - set(failures)),
         foreign=store.foreign(source.digest, code_digest()),

@@ -1,7 +1,8 @@
 """What a comparison is asked for: names with parameters, and its configuration as one frozen, hashable object.
 
 A spec is `name:parameter=value:parameter=value`; values are numbers, true, false, none or words, joined by `+` to form
-a sequence: `mixup:alpha=0.2:per_sample=true`, `manifold-mixup:taps=input+block1`.
+a sequence: `mixup:alpha=0.2:per_sample=true`, `manifold-mixup:taps=input+block1`. A variant may follow: `erm@2x` trains
+for twice the epochs, `c-mixup@pairs` and `c-mixup@resampling` are controls of a method that selects partners.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +24,7 @@ from ..core.method import Method
 Value: TypeAlias = Any
 """bool, int, float, str, None, or a tuple of them."""
 _WORDS = {"true": True, "false": False, "none": None}
+_VARIANT = re.compile(r"@([a-z][a-z-]*|[0-9.]+x)$")
 
 
 def parse_value(text: str) -> Value:
@@ -49,15 +51,21 @@ def write_value(value: Value) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """A name and the parameters the user gave it, sorted by name. `str(spec)` is its identity."""
+    """A name and the parameters the user gave it, sorted by name. `str(spec)` is its identity.
+
+    times: of the epochs that others train for. control: the name of a control of the method, or "".
+    """
 
     name: str
     parameters: tuple[tuple[str, Value], ...] = ()
+    times: float = 1.0
+    control: str = ""
 
     @staticmethod
     def parse(text: str) -> Spec:
         """ValueError for a text that is not `name:parameter=value:...`."""
-        parts = [part.strip() for part in text.strip().split(":")]
+        variant = _VARIANT.search(text.strip())
+        parts = [part.strip() for part in text.strip()[: variant and variant.start()].split(":")]
         name = parts.pop(0)
         while parts and "=" not in parts[0]:  # timm:resnet18
             name += ":" + parts.pop(0)
@@ -71,14 +79,32 @@ class Spec:
             given[key] = parse_value(value)
         if not re.fullmatch(r"[\w.:-]+", name) or name.endswith(":"):
             raise ValueError(f"{text!r} is not a name with parameters, such as mixup:alpha=0.2")
-        return Spec(name, tuple(sorted(given.items())))
+        spec = Spec(name, tuple(sorted(given.items())))
+        if variant is None:
+            return spec
+        if not variant[1].endswith("x") or variant[1][0].isalpha():
+            return replace(spec, control=variant[1])
+        return replace(spec, times=_times(text, variant[1][:-1]))
 
     def __str__(self) -> str:
-        return ":".join([self.name, *(f"{key}={write_value(value)}" for key, value in self.parameters)])
+        variant = f"@{self.control}" if self.control else "" if self.times == 1 else f"@{self.times:g}x"
+        return ":".join([self.name, *(f"{key}={write_value(value)}" for key, value in self.parameters)]) + variant
 
     def resolved(self, defaults: Mapping[str, Value]) -> dict[str, Value]:
         """The parameters to create it with: the user's over `defaults`."""
         return {**defaults, **dict(self.parameters)}
+
+
+def _times(text: str, number: str) -> float:
+    try:
+        times = float(number)
+    except ValueError:
+        times = 0.0
+    if times <= 0:
+        raise ValueError(
+            f"{text!r}: {number + 'x'!r} must be a number > 0 of epochs relative to the others, as in erm@2x"
+        )
+    return times
 
 
 def parse_specs(text: str | Sequence[str]) -> tuple[Spec, ...]:
@@ -103,9 +129,27 @@ def create(spec: Spec, defaults: Mapping[str, Value] | None = None) -> Method:
         if key not in allowed and near:
             raise ValueError(f"{spec.name} has no parameter {key!r}; did you mean {near[0]!r}?")
     try:
-        return registry.create(spec.name, **fit_sequences(card.factory, given))
-    except TypeError as error:
+        method = registry.create(spec.name, **fit_sequences(card.factory, given))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{spec}: {error}") from error
+    return _control(spec, method) if spec.control else method
+
+
+def _control(spec: Spec, method: Method) -> Method:
+    from ..samples.pairing.controls import controls
+
+    try:
+        known = controls(method)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
+    if spec.control not in known:
+        raise ValueError(f"{spec}: {spec.name} has no control {spec.control!r}; there are: {', '.join(known)}")
+    return known[spec.control]
+
+
+def cost(spec: Spec, method: Method) -> float:
+    """Gradient evaluations of a step of the method that `create(spec)` made, relative to plain training."""
+    return float(getattr(method, "cost", registry.info(spec.name).cost))
 
 
 def fit_sequences(factory: Callable[..., Any], given: Mapping[str, Value]) -> dict[str, Value]:
@@ -117,6 +161,18 @@ def fit_sequences(factory: Callable[..., Any], given: Mapping[str, Value]) -> di
         if ("Sequence[" in declared or "tuple[" in declared.lower()) and value is not None:
             fitted[key] = value if isinstance(value, (tuple, list)) else (value,)
     return fitted
+
+
+def control_specs(spec: Spec, method: Method) -> list[Spec]:
+    """The controls of a method that selects partners; none for others. ValueError where they cannot be made."""
+    from ..samples.pairing.controls import controls, selects
+
+    if not selects(method):
+        return []
+    try:
+        return [replace(spec, control=name) for name in controls(method)]
+    except ValueError as error:
+        raise ValueError(f"controls of {spec}: {error}") from error
 
 
 def parse_seeds(text: str | int | Sequence[int]) -> tuple[int, ...]:
@@ -156,6 +212,11 @@ class Settings(BaseModel):
     lr: float | None = Field(None, gt=0)
     label_noise: float = Field(0.0, ge=0, le=1)
     noise_seed: int = Field(0, ge=0)
+    tune: int = Field(0, ge=0)
+    selection: str | None = None
+    controls: bool = False
+    equal_compute: bool = False
+    evaluations: int | None = Field(None, ge=1)
 
     @property
     def specs(self) -> tuple[Spec, ...]:
@@ -164,6 +225,40 @@ class Settings(BaseModel):
     def with_methods(self, usual: Sequence[str]) -> Settings:
         """Itself, with `usual` where no methods were asked for."""
         return self if self.methods else self.model_copy(update={"methods": tuple(usual)})
+
+    def expanded(self, defaults: Mapping[str, Mapping[str, Value]]) -> Settings:
+        """Itself, with the rows among its methods that `controls` and `equal_compute` ask for.
+
+        defaults: of parameters, by the name of the method. A control stands behind its method, erm@2x at the end.
+        """
+        rows: list[Spec] = []
+        for spec in self.specs:
+            rows.append(spec)
+            if self.controls and not spec.control and spec.times == 1:
+                rows += control_specs(spec, create(spec, defaults.get(spec.name)))
+        if self.equal_compute:
+            costs = (cost(spec, create(spec, defaults.get(spec.name))) * spec.times for spec in rows)
+            rows += [Spec("erm", times=times) for times in sorted(set(costs)) if times > 1]
+        return self.model_copy(update={"methods": tuple(dict.fromkeys(map(str, rows)))})
+
+    @property
+    def variants(self) -> list[str]:
+        """What the rows mean that are more than a method with parameters."""
+        said = []
+        if any(spec.control for spec in self.specs):
+            said.append(
+                "NAME@pairs trains on the samples that NAME pairs, without mixing them; NAME@resampling on one sample "
+                "of each pair, drawn at random: a gain that they share with NAME is one of resampling, not of mixing"
+            )
+        elif self.controls:
+            said.append("no method here selects whom it mixes, so there are no controls")
+        if any(spec.times != 1 for spec in self.specs):
+            said.append("NAME@2x trains for twice the epochs, as many gradient evaluations as methods of cost 2")
+        elif self.equal_compute:
+            said.append(
+                "every method here costs as many gradient evaluations as erm, so erm has no row of equal compute"
+            )
+        return said
 
     @property
     def baseline_spec(self) -> Spec:
@@ -184,11 +279,20 @@ def settings(**given: Any) -> Settings:
     try:
         checked = Settings(**given)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, f['loc']))} = {f['input']!r}: {f['msg']}" for f in error.errors())
-        raise ValueError("; ".join(faults)) from None
+        raise ValueError("; ".join(map(_fault, error.errors()))) from None
+    if checked.evaluations is not None and (checked.epochs is not None or checked.equal_compute):
+        other = "equal_compute" if checked.epochs is None else "epochs"
+        raise ValueError(f"evaluations = {checked.evaluations} decides how long every method trains; leave out {other}")
     if checked.methods:
         _ = checked.baseline_spec
     return checked
+
+
+def _fault(found: Mapping[str, Any]) -> str:
+    """A fault that pydantic found, in the words of our own checks."""
+    name, value = ".".join(map(str, found["loc"])), found["input"]
+    _, should, rule = found["msg"].partition(" should ")
+    return f"{name} must {rule}, got {value!r}" if should else f"{name} = {value!r}: {found['msg']}"
 
 
 def canonical(value: Any) -> str:

@@ -3,16 +3,20 @@
 Intervals are expanded percentile bootstrap intervals (Hesterberg, "What teachers should know about the bootstrap",
 The American Statistician 2015): the plain percentile interval is too short for few seeds, so its tails are taken at
 the level whose normal quantile is t * sqrt(n / (n - 1)). For 2 or 3 values that is from the smallest to the largest,
-which covers the mean of normal values in 52 and 75 % of cases instead of 95, so below `FEWEST` there is none. The test
-is the paired t-test: rank and sign-flip tests cannot give less than 2 / 2^n (0.0625 for 5 seeds). All of this speaks
-about repetition with other seeds (splits, initial weights, draws) on the same data, not about other data.
+which covers the mean of normal values in 52 and 75 % of cases instead of 95, so below `FEWEST` there is none.
+
+Every difference to the baseline has two tests, each corrected by Holm (Scandinavian Journal of Statistics 1979) over
+the methods. The paired t-test decides: it can speak with few seeds, if differences are near normal. Wilcoxon's
+signed-rank test needs no such shape, but cannot give less than 2 / 2^n (0.0625 for 5 seeds), so below 6 seeds it can
+never reach 0.05; with more, it shows whether a few odd seeds made the t-test's answer. Both speak about repetition with
+other seeds (splits, initial weights, draws) on the same data, not about other data; for those see `ranks`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +24,12 @@ import numpy as np
 FEWEST = 4
 """Values that an interval needs."""
 RESAMPLES = 20_000
+POWER = 0.8
+"""The chance of telling a true difference apart for which seeds are counted."""
+MOST = 10_000
+"""Seeds beyond which counting stops."""
+SHORT_SECONDS, SHORT_EPOCHS = 1.0, 3
+"""Runs below either have no comparable step time: it is the median over epochs, and the first epoch warms up."""
 _EXACT = 6
 """Up to so many values all n^n resamples are enumerated."""
 
@@ -81,6 +91,23 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(2 * stdtr(n - 1, -abs(mean) / (sd / math.sqrt(n))))
 
 
+def wilcoxon_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of Wilcoxon's signed-rank test, exact for few values; None for fewer than two.
+
+    Zeros are dropped (p is 1 if nothing is left).
+    """
+    from scipy.stats import wilcoxon
+
+    if len(differences) < 2:
+        return None
+    data = np.asarray(differences, dtype=np.float64)
+    largest = np.abs(data).max()
+    if largest == 0:
+        return 1.0
+    data = np.round(data / largest, 9)  # differences of 3 / 40 and 4 / 40 - 1 / 40 are a tie
+    return float(wilcoxon(data[data != 0]).pvalue)
+
+
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """Holm's step-down correction over the tests that there are (None stays None)."""
     ordered = sorted((value, name) for name, value in p.items() if value is not None)
@@ -92,51 +119,151 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     return corrected
 
 
+def power_of(effect: float, n: int, level: float = 0.05) -> float:
+    """The chance that a paired t-test of n differences rejects at `level`, two-sided; exact for normal differences.
+
+    effect: the true mean difference over the standard deviation of the differences. The square of noncentral t is
+    noncentral F, whose routine stays finite where that of t does not.
+    """
+    from scipy.special import ncfdtr, stdtrit
+
+    return 1 - float(ncfdtr(1, n - 1, n * effect**2, stdtrit(n - 1, level / 2) ** 2))
+
+
+def seeds_needed(difference: float, sd: float, level: float = 0.05) -> int | None:
+    """The fewest seeds that tell `difference` from zero with `POWER`; None if more than `MOST`.
+
+    sd: the standard deviation of the paired differences, > 0.
+    """
+    if sd <= 0:
+        raise ValueError(f"sd must be > 0, got {sd}; without any spread every difference is told apart")
+    effect, low, high = difference / sd, 1, 2
+    while power_of(effect, high, level) < POWER:
+        if high == MOST:
+            return None
+        low, high = high, min(2 * high, MOST)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of(effect, middle, level) >= POWER else (middle, high)
+    return high
+
+
+def resolved(sd: float, n: int, level: float = 0.05) -> float:
+    """The smallest difference that n >= 2 seeds tell from zero with `POWER`."""
+    from scipy.optimize import brentq
+
+    most = 1.0
+    while power_of(most, n, level) < POWER:
+        most *= 2
+    return sd * float(brentq(lambda effect: power_of(effect, n, level) - POWER, 0, most))
+
+
+@dataclass(frozen=True)
+class Power:
+    """What seeds can tell apart, for the observed spread. level: 0.05 over the number of methods, the most that Holm's
+    correction asks, so that what it does not tell apart always needs more seeds than there are.
+
+    seeds: those that a difference as large as the observed one needs, None for more than `MOST`; this is a plan for a
+    new comparison, and no second look at this one. resolved: the smallest difference for the present number of seeds.
+    """
+
+    level: float
+    sd: float
+    difference: float
+    seeds: int | None
+    resolved: float
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """The paired difference to the baseline, with both tests, before and after Holm's correction over the methods."""
+
+    p_uncorrected: float | None
+    p_holm: float | None
+    p_wilcoxon_uncorrected: float | None
+    p_wilcoxon_holm: float | None
+    power: Power | None
+    """None for one seed, or where all differences are equal."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a run trained: one step, all of it. together: what else trained in its process, None for nothing."""
+
+    step: float
+    seconds: float
+    epochs: int
+    together: str | None = None
+
+
 Runs = Mapping[str, Mapping[int, Mapping[str, float | None]]]
 """method -> seed -> metric -> value."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One method over its finished seeds. difference: to the baseline, by seed, where both finished."""
+    """One method over its finished seeds. difference: to the baseline, by metric, of the seeds that both finished.
+
+    cost: step time relative to the baseline, median over seeds of the ratio; None where it would be noise.
+    """
 
     method: str
     n: int
     metrics: dict[str, Estimate]
-    difference: dict[str, Estimate]
-    p: dict[str, float]
-    """Uncorrected p of each metric's difference."""
+    difference: dict[str, Difference]
     holm: float | None
-    """Holm-corrected p of the primary metric."""
+    """Holm-corrected p of the paired t-test of the primary metric."""
     cost: float | None
-    """Step time relative to the baseline: median over seeds of the ratio."""
 
 
-def summarise(
-    runs: Runs, baseline: str, primary: str, step_seconds: Mapping[str, Mapping[int, float]]
-) -> list[Summary]:
+def summarise(runs: Runs, baseline: str, primary: str, timings: Mapping[str, Mapping[int, Timing]]) -> list[Summary]:
     """One summary a method, in the order of `runs`. Metrics that are missing or None in some seed use the others."""
     differences = {method: _differences(runs, method, baseline) for method in runs}
-    tests = {method: paired_p(differences[method].get(primary, [])) for method in runs if method != baseline}
-    corrected = holm(tests)
+    named = dict.fromkeys(name for mine in differences.values() for name in mine)
+    tested = {name: _test({m: mine[name] for m, mine in differences.items() if name in mine}) for name in named}
     summaries = []
     for method, seeds in runs.items():
         names = dict.fromkeys(name for metrics in seeds.values() for name in metrics)
         columns = {name: [v for m in seeds.values() if (v := m.get(name)) is not None] for name in names}
-        mine = differences[method]
-        raw = {name: paired_p(values) for name, values in mine.items()}
+        mine = {name: tested[name][method] for name in differences[method]}
         summaries.append(
             Summary(
                 method,
                 len(seeds),
                 {name: estimate(values) for name, values in columns.items() if values},
-                {name: estimate(values) for name, values in mine.items() if values},
-                {name: value for name, value in raw.items() if value is not None},
-                corrected.get(method),
-                _relative(step_seconds.get(method, {}), step_seconds.get(baseline, {})),
+                mine,
+                mine[primary].p_holm if primary in mine else None,
+                relative_cost(timings.get(method, {}), timings.get(baseline, {})),
             )
         )
     return summaries
+
+
+def _test(differences: Mapping[str, Sequence[float]]) -> dict[str, Difference]:
+    """The differences of one metric, by method."""
+    t = {method: paired_p(values) for method, values in differences.items()}
+    ranks = {method: wilcoxon_p(values) for method, values in differences.items()}
+    t_holm, ranks_holm = holm(t), holm(ranks)
+    level = 0.05 / max(1, sum(p is not None for p in t.values()))
+    found = {}
+    for method, values in differences.items():
+        what = estimate(values)
+        found[method] = Difference(
+            **vars(what),
+            p_uncorrected=t[method],
+            p_holm=t_holm[method],
+            p_wilcoxon_uncorrected=ranks[method],
+            p_wilcoxon_holm=ranks_holm[method],
+            power=_power(what, level),
+        )
+    return found
+
+
+def _power(found: Estimate, level: float) -> Power | None:
+    if found.sd is None or found.sd <= 1e-12 * abs(found.mean):
+        return None
+    size = abs(found.mean)
+    return Power(level, found.sd, size, seeds_needed(size, found.sd, level), resolved(found.sd, found.n, level))
 
 
 def _differences(runs: Runs, method: str, baseline: str) -> dict[str, list[float]]:
@@ -153,6 +280,22 @@ def _differences(runs: Runs, method: str, baseline: str) -> dict[str, list[float
     return found
 
 
-def _relative(mine: Mapping[int, float], baseline: Mapping[int, float]) -> float | None:
-    ratios = [mine[seed] / baseline[seed] for seed in mine if baseline.get(seed)]
+def relative_cost(mine: Mapping[int, Timing], baseline: Mapping[int, Timing]) -> float | None:
+    """Median over seeds of the ratio of step times, over runs that were made in the same way; None where runs are too
+    short to time (`SHORT_SECONDS`, `SHORT_EPOCHS`), or no two can be compared."""
+    if too_short(mine.values()) or too_short(baseline.values()):
+        return None
+    pairs = [(mine[seed], baseline[seed]) for seed in mine if seed in baseline]
+    ratios = [one.step / other.step for one, other in pairs if one.together == other.together and other.step > 0]
     return float(np.median(ratios)) if ratios else None
+
+
+def too_short(runs: Iterable[Timing]) -> bool:
+    """Whether runs are too short for their step times to mean anything."""
+    times = list(runs)
+    if not times:
+        return True
+    return bool(
+        np.median([run.seconds for run in times]) < SHORT_SECONDS
+        or np.median([run.epochs for run in times]) < SHORT_EPOCHS
+    )

@@ -118,6 +118,23 @@ class Method:
         """The scalar training loss of one batch."""
         return self.plain_loss(model, Batch.of(batch).alone)
 
+    @property
+    def mixer(self) -> Mix | None:
+        """The Mix whose operation and objective make the loss of steps that `drawn` mixes; None if no step mixes."""
+        return None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a step is no more than this: `drawn`, the mixer's operation and the mean of its objective.
+
+        None of which looks beyond the rows that mix, so that the batches of several runs can be trained as one.
+        """
+        return _same(self, Method, "loss", "plain_loss", "step", "predict")
+
+    def drawn(self, batch: Batch) -> Recipe | None:
+        """For methods `by_row`: the recipe of the current step, labels included; None: this step does not mix."""
+        return None
+
     def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of the batch as it is."""
         return self.task.mean_loss(model(batch.x), batch.y)
@@ -168,6 +185,17 @@ class Method:
         self.generator.set_state(state["generator"])
 
 
+def _same(method: Method, base: type[Method], *names: str) -> bool:
+    """Whether the method does these as `base` does."""
+    return all(getattr(type(method), name) is getattr(base, name) for name in names)
+
+
+def _by_row(part: Operation | Objective) -> bool:
+    """What the class says that defines how it is called: subclasses that call it otherwise say so themselves."""
+    caller = next(kind for kind in type(part).__mro__ if "__call__" in vars(kind))
+    return bool(vars(caller).get("by_row", False))
+
+
 class Mix(Method):
     """The composable method: pairing (who), ratio (how much), operation (how), objective (what for).
 
@@ -196,9 +224,12 @@ class Mix(Method):
         self.probability = in_unit("probability", probability)
         self.split: Split | None = None
         self._shares: deque[Tensor] = deque()
+        self._extra: list[Tensor] = []
 
     def on_setup(self, given: Setup) -> None:
         self._shares.clear()
+        if "network" in self.operation.needs:
+            self.split = given.split or Split(given.model)
         self.pairing.prepare(given.table, self.generator)
         self.places = self.resolve_places(given)
 
@@ -240,14 +271,30 @@ class Mix(Method):
             place = self.places[int(integers(len(self.places), 1, generator=self.generator))]
         return Recipe(partner, share, place=place)
 
+    @property
+    def mixer(self) -> Mix | None:
+        return self
+
+    @property
+    def by_row(self) -> bool:
+        hooks = ("loss", "mixed_loss", "forward", "mix", "apply", "plain_loss", "step", "predict")
+        return _same(self, Mix, *hooks) and _by_row(self.operation) and _by_row(self.objective)
+
+    def drawn(self, batch: Batch) -> Recipe | None:
+        recipe = self.recipe(batch)
+        return recipe if recipe is None or self.labels is None else self.labels(recipe, Context(self.generator))
+
     def mix(self, batch: Batch, recipe: Recipe) -> Mixed:
         """Mix the inputs of the batch as the recipe says."""
-        x, applied = self.apply(batch.x, recipe)
+        x, applied = self.apply(batch.x, recipe, batch.y)
         return Mixed(x, batch.y, applied)
 
-    def apply(self, x: Any, recipe: Recipe) -> tuple[Any, Recipe]:
-        """The operation and the label policy on inputs, or on activations at a tap."""
-        context = Context(self.generator)
+    def apply(self, x: Any, recipe: Recipe, y: Tensor | None = None) -> tuple[Any, Recipe]:
+        """The operation and the label policy on inputs, with their targets y, or on activations at a tap."""
+        network = self.split if "network" in self.operation.needs else None
+        task = None if self.given is None else self.given.task
+        self._extra = []
+        context = Context(self.generator, y, network, task, self._extra)
         mixed, applied = self.operation(x, recipe, context)
         return mixed, applied if self.labels is None else self.labels(applied, context)
 
@@ -292,7 +339,10 @@ class Mix(Method):
     def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         """The loss of the batch mixed by `recipe`."""
         output, applied = self.forward(model, batch, recipe)
-        return self.objective.mean(output, batch.y, applied, self.task)
+        loss = self.objective.mean(output, batch.y, applied, self.task)
+        while self._extra:
+            loss = loss + self._extra.pop()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         ahead = {"ahead": torch.cat(list(self._shares))} if self._shares else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from .task import Task
 
 class Objective(ABC):
     """Per-sample losses of a mixed batch."""
+
+    by_row: ClassVar[bool] = False
+    """Whether the loss of a row follows from its output, the labels of its partners and its shares alone."""
 
     @abstractmethod
     def __call__(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
@@ -32,6 +36,8 @@ class MixedLoss(Objective):
 
     Equal for losses linear in the target. target: None takes the task's own: soft for regression, else two-part.
     """
+
+    by_row = True
 
     def __init__(self, target: Target | None = None) -> None:
         if target not in (None, "two-part", "soft"):

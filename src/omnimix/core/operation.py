@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from .recipe import Recipe, guest_layout, rowwise
+from .recipe import Recipe, rowwise
 from .tree import Tree, tree_map
+
+if TYPE_CHECKING:
+    from .split import Split
+    from .task import Task
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an operation may ask for beside the batch."""
+    """What an operation may ask for beside the batch.
+
+    y: the targets of all rows. network, task: what is being trained, where a method mixes the inputs of its batch and
+    its operation `needs` them. extra: scalars that join the loss of the step.
+    """
 
     generator: torch.Generator
+    y: Tensor | None = None
+    network: Split | None = None
+    task: Task | None = None
+    extra: list[Tensor] = field(default_factory=list)
+
+    def trained(self, who: str) -> tuple[Split, Task, Tensor]:
+        """(network, task, y) for `who` needs them; ValueError where one is not known."""
+        if self.network is None or self.task is None or self.y is None:
+            raise ValueError(
+                f"{who} looks at the inputs through the network in training: use it in a method that has been set up, "
+                "Mix(operation=...).setup(model, task), which mixes at 'input'; functions take the map itself, such as "
+                "saliencymix(x, y, saliency=input_gradient(model, x, y))"
+            )
+        return self.network, self.task, self.y
 
 
 class Operation(ABC):
     """Mixes the inputs of a batch, or its activations at a tap, as the recipe says."""
+
+    by_row: ClassVar[bool] = False
+    """Whether it draws nothing, and a mixed row follows from its partners and its shares alone."""
+    labels_follow: ClassVar[bool] = True
+    """Whether its label shares are what the samples contribute to the inputs."""
+    needs: tuple[str, ...] = ()
+    """("network",) where it looks at the inputs through the network in training."""
 
     @abstractmethod
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tree, Recipe]:
         """x (R, ...) to the mixed (B, ...) and the recipe really applied (a clipped box changes the share)."""
 
 
+class Saliency(ABC):
+    """Where the content of an input lies; operations take one as an argument and pass on what it `needs`."""
+
+    needs: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """Maps (R, 1, *grid) >= 0 of the inputs x (R, C, *spatial), without gradient; the grid may be coarser."""
+
+
 class Interpolate(Operation):
     """x~_i = sum_k share_ik x_partner(i,k): the convex combination of mixup, for tensors of any shape and trees."""
+
+    by_row = True
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tree, Recipe]:
         return tree_map(lambda t: interpolate(t, recipe), x), recipe
@@ -39,9 +81,10 @@ def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
     require_float(x)
     share, partner = recipe.share.to(x.device, x.dtype), recipe.partner.to(x.device)
     if share.shape[1] == 2:
-        weight, count = rowwise(share[:, 0], x), len(partner)
-        if partner is guest_layout(2, count, partner.device) and len(x) == 2 * count:  # no rows need gathering
-            return torch.lerp(x[count:], x[:count], weight)
+        weight = rowwise(share[:, 0], x)
+        if recipe.halves(x):  # no rows need gathering
+            own, guest = x.view(2, -1, *x.shape[1:]).unbind()
+            return torch.lerp(guest, own, weight)
         return blend(x, partner[:, 1], weight)
     mixed = rowwise(share[:, 0], x) * x[partner[:, 0]]
     for k in range(1, share.shape[1]):

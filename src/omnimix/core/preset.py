@@ -41,5 +41,5 @@ def mix_once(
         share = ratio(count, chosen.shape[1], source).to(batch.device, non_blocking=True)
     else:
         share = as_share(lam, count, batch.device)
-    mixed, recipe = operation(x, Recipe(chosen, share), Context(source))
+    mixed, recipe = operation(x, Recipe(chosen, share), Context(source, batch.y))
     return Mixed(mixed, y, recipe)

@@ -50,6 +50,11 @@ class Recipe:
         """(B,) True where a row has no partner but itself."""
         return (self.partner == self.partner[:, :1]).all(dim=1)
 
+    def halves(self, x: Tensor) -> bool:
+        """Whether x (R, ...) holds the anchors and then, in the same order, the one partner of each."""
+        count = len(self.partner)
+        return len(x) == 2 * count and self.partner is guest_layout(2, count, self.partner.device)
+
     @property
     def lam(self) -> Tensor:
         """(B,) the share of the sample itself in its input."""
@@ -61,6 +66,9 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
     share = recipe.label_share.to(target.dtype)
+    if recipe.halves(target) and recipe.label_share is recipe.share:
+        own, guest = target.view(2, -1, *target.shape[1:]).unbind()
+        return torch.lerp(guest, own, rowwise(share[:, 0], target))
     parts = target[recipe.partner]
     if share.shape[1] == 2 and recipe.label_share is recipe.share:  # they sum to 1: equal labels stay exactly equal
         return torch.lerp(parts[:, 1], parts[:, 0], rowwise(share[:, 0], target))
@@ -124,7 +132,7 @@ class Mixed:
             losses = sum_of(share[:, k] * per_sample(criterion, output, y) for k, y in enumerate(labels))
             weights = [w for w in (sample_weight(criterion, y) for y in labels) if w is not None]
             if weights:
-                scale = sum_of(share[:, k] * w for k, w in enumerate(weights))
+                scale = sum_of(share[:, k] * w for k, w in enumerate(weights)) / share.sum(dim=1)
         else:
             raise ValueError(f"target must be 'two-part' or 'soft', got {target!r}")
         return total(criterion, losses if recipe.loss_weight is None else losses * recipe.loss_weight, scale)
@@ -140,5 +148,8 @@ def one_hot(y: Tensor, num_classes: int) -> Tensor:
 def _check_ids(y: Tensor, num_classes: int) -> None:
     if y.is_floating_point():
         raise ValueError(f"class ids must be integers, got {y.dtype}")
-    if y.device.type == "cpu" and bool(((y < 0) | (y >= num_classes)).any()):  # elsewhere it would wait for the device
-        raise ValueError(f"class ids must lie in 0..{num_classes - 1}, got {int(y.min())}..{int(y.max())}")
+    if y.device.type != "cpu" or not y.numel():  # elsewhere it would wait for the device
+        return
+    low, high = map(int, y.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"class ids must lie in 0..{num_classes - 1}, got {low}..{high}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from .checks import one_of
 from .method import Method
+from .search import Range
 
 GROUP = "omnimix.methods"
 TASKS = ("classification", "multilabel", "regression")
@@ -34,6 +35,8 @@ class Info:
     inputs: tuple[str, ...]
     """What x may be: "any", "image" (B, C, *spatial)."""
     package: str
+    search: Mapping[str, Range] = field(default_factory=dict)
+    """From where tuning draws parameters of the factory; those not named here keep their values."""
 
     @property
     def summary(self) -> str:
@@ -58,11 +61,13 @@ def register(
     cost: float = 1.0,
     level: str = "samples",
     inputs: tuple[str, ...] = ("any",),
+    search: Mapping[str, Range] | None = None,
 ) -> Callable[[M], M]:
     """Decorate a Method class (or a function that makes one) to give it a name.
 
     paper: "Title, venue year, arXiv id". tasks: the target types it can train. cost: gradient evaluations of a step
-    relative to plain training. ValueError if the name is taken by another factory.
+    relative to plain training. search: ranges of parameters for tuning. ValueError if the name is taken by another
+    factory, or if `search` names no parameter of it.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
         raise ValueError(f"name must be lower-case letters, digits and - _ . (as in 'c-mixup'), got {name!r}")
@@ -76,7 +81,10 @@ def register(
         module = getattr(factory, "__module__", "")
         if name in _methods and _methods[name].factory.__qualname__ != factory.__qualname__:
             raise ValueError(f"a method named {name!r} exists already: {_methods[name].factory!r}")
-        _methods[name] = Info(name, factory, paper, tasks, cost, level, inputs, module.split(".")[0])
+        card = Info(name, factory, paper, tasks, cost, level, inputs, module.split(".")[0], dict(search or {}))
+        for parameter in card.search:
+            one_of("search", parameter, card.parameters)
+        _methods[name] = card
         return factory
 
     return add

@@ -141,6 +141,47 @@ def _guess_taps(model: nn.Module) -> tuple[str, ...]:
     return tuple((activations or list(children)[:-1])[:2])
 
 
+@contextmanager
+def observe(model: nn.Module, *names: str) -> Iterator[dict[str, Any]]:
+    """Within the block, keep the latest output of the modules `names` of `model`, all of them if none is named.
+
+    The dict that it gives maps names to outputs as the modules made them, in the order of their arrival.
+    """
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen.pop(name, None)
+            seen[name] = output
+
+        return hook
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    for name in names:
+        one_of("module", name, modules)
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names or modules]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode within the block: a pass moves no running statistics and draws no random numbers.
+
+    Afterwards every module is in the mode in which it was.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 NormPolicy = Literal["train", "separate", "frozen"]
 
 

@@ -82,6 +82,8 @@ def _read_text(pandas: Any, path: Path, suffix: str) -> Sheet:
     try:
         with _open(path) as file:
             first = next((line for line in file if line.strip()), "")
+        if "\0" in first:
+            raise DataError(f"{path} is no text, for it holds zero bytes; save the table as UTF-8 text or Parquet")
         separator = _separator(first, suffix)
         records = list(islice(_records(path, separator), 2))
         if not records:

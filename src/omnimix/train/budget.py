@@ -19,9 +19,11 @@ class Budget:
     batch_size: anchors per optimiser step, over all devices; guests that a method asks for come on top. momentum is for
     sgd. clip: largest gradient norm. schedule, by epoch e = 0, 1, ...: "constant"; "cosine", lr (1 + cos(pi e /
     epochs)) / 2; "step", lr times 0.1 at each of `milestones`. drop_last: leave out the last, smaller batch.
+    planned: the epochs that schedules are made for, where a run stops before; None: all of `epochs`.
     select: keep the weights of the epoch with the "best" validation `metric` ("loss" or a metric of the task; the first
     of equals), or the "last". augment: random crop and flip of images before mixing. accelerator: "auto" takes
-    the CPU for tables of numbers, else a GPU where there is one.
+    the CPU for tables of numbers, else a GPU where there is one. strategy, for several devices: "ddp", each holds all
+    weights; "fsdp", each holds a share of weights, gradients and optimiser states.
     """
 
     epochs: int
@@ -40,11 +42,15 @@ class Budget:
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int = 1
+    strategy: str = "ddp"
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         at_least("epochs", self.epochs, 1)
         at_least("batch_size", self.batch_size, 1)
         at_least("devices", self.devices, 1)
+        if self.planned is not None:
+            at_least("planned", self.planned, self.epochs)
         if not math.isfinite(positive("lr", self.lr)):
             raise ValueError(f"lr must be finite, got {self.lr}")
         in_unit("momentum", self.momentum)
@@ -55,6 +61,9 @@ class Budget:
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("select", self.select, ("best", "last"))
         one_of("precision", self.precision, PRECISIONS)
+        one_of("strategy", self.strategy, ("ddp", "fsdp"))
+        if self.strategy == "fsdp" and self.devices == 1:
+            raise ValueError("strategy='fsdp' shards the weights over several devices, got devices = 1")
         one_of("accelerator", self.accelerator, ("auto", "cpu", "gpu"))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if (self.schedule == "step") != bool(self.milestones):
@@ -70,5 +79,5 @@ class Budget:
     def rate(self, epoch: int) -> float:
         """The learning rate of epoch 0, 1, ..."""
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+            return self.lr * (1 + math.cos(math.pi * epoch / (self.planned or self.epochs))) / 2
         return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)

@@ -119,11 +119,15 @@ def save(path: Path, state: Any) -> None:
     """Write `state` to `path` so that a kill at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two comparisons may share a folder
-    with open(beside, "wb") as file:
-        file.write(to_bytes(state))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(to_bytes(state))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     if os.name == "posix":  # the rename itself must reach the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -69,6 +69,27 @@ def predictions(
     return prediction, y
 
 
+def predict(
+    model: nn.Module,
+    method: Method,
+    part: Part,
+    task: Task,
+    *,
+    batch_size: int | None = None,
+    target_scale: tuple[Tensor | float, Tensor | float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Predictions for a part and the targets to score them against, as `predictions` gives them.
+
+    target_scale: (offset, scale) where targets were normalised, so that errors are in raw units. ValueError if the
+    model gives NaN or infinite outputs.
+    """
+    output = outputs(model, method, part, batch_size)
+    bad = int((~torch.isfinite(output.reshape(len(output), -1))).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"the model's outputs are NaN or infinite for {bad} of {len(part)} rows; it cannot be scored")
+    return predictions(output, part.y, task, target_scale, part.raw)
+
+
 def evaluate(
     model: nn.Module,
     method: Method,
@@ -80,12 +101,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The metrics of the task on a part: see `metrics.METRICS`; with domains also "worst_domain" and each domain.
 
-    target_scale: (offset, scale) where targets were normalised, so that errors are in raw units. ValueError if the
-    model gives NaN or infinite outputs.
+    target_scale, errors: see `predict`.
     """
-    output = outputs(model, method, part, batch_size)
-    bad = int((~torch.isfinite(output.reshape(len(output), -1))).any(dim=1).sum())
-    if bad:
-        raise ValueError(f"the model's outputs are NaN or infinite for {bad} of {len(part)} rows; it cannot be scored")
-    prediction, y = predictions(output, part.y, task, target_scale, part.raw)
+    prediction, y = predict(model, method, part, task, batch_size=batch_size, target_scale=target_scale)
     return scores(task, prediction, y, None if part.domain is None else part.domain.cpu())

@@ -1,4 +1,6 @@
-"""The training loop, on Lightning Fabric: one model, one method, one budget; exact resume; never a silent NaN.
+"""The training loop: one model, one method, one budget; exact resume; never a silent NaN.
+
+Lightning Fabric brings several devices and other precisions; one device in 32 bits does without it.
 
 Everything random follows from `seed`. The order of the data, augmentation and dropout restart from their own seeds at
 every epoch, so that all methods see the same order; the method has a generator of its own. The caller's global
@@ -14,7 +16,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessException
 
 from ..core.batch import Batch
 from ..core.method import AHEAD, Method, Mix
@@ -39,6 +42,8 @@ from .quick import quick_backward, quicken
 FETCH = 2**20
 """Bytes of inputs up to which several batches are fetched at once."""
 Progress = Callable[[int, int, dict[str, float]], None]
+Rows = tuple[Tensor, Tensor | None]
+"""Training rows of a batch: anchors (B,) and guests (B, K - 1) or None."""
 
 
 class TrainingError(RuntimeError):
@@ -84,8 +89,11 @@ def fit(
     the others are started, so the script needs the `if __name__ == "__main__"` guard.
     """
     _check(method, data, budget)
-    fabric = _fabric(budget, data.train)
     given = (method, model, data, budget, seed, checkpoint, checkpoint_every, progress)
+    if budget.devices == 1 and budget.precision == "32-true":
+        kind = _kind(budget, data.train)
+        return _Run(Alone(torch.device("cuda", 0) if kind == "cuda" else torch.device(kind)), *given).train()
+    fabric = _fabric(budget, data.train)
     if fabric.world_size > 1 and not fabric.strategy.cluster_environment.creates_processes_externally:
         return _elsewhere(fabric, given)
     fabric.launch()
@@ -112,18 +120,36 @@ def _check(method: Method, data: Data, budget: Budget) -> None:
         raise ValueError("augment crops and flips images (N, C, H, W); the training inputs are none")
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What a single process that computes in 32 bits needs of Fabric, whose import takes seconds."""
+
+    device: torch.device
+    global_rank: int = 0
+    world_size: int = 1
+
+
+def _kind(budget: Budget, part: Part) -> str:
+    """The type of device to train on: "cpu" or "cuda"."""
+    if budget.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator='gpu': PyTorch finds no GPU here; use 'cpu', or 'auto'")
+    numbers = isinstance(part.x, Tensor) and part.x.ndim == 2
+    wants = budget.accelerator == "gpu" or (budget.accelerator == "auto" and not numbers)
+    return "cuda" if wants and torch.cuda.is_available() else "cpu"
+
+
 def _fabric(budget: Budget, part: Part) -> Any:
     from lightning_fabric import Fabric
 
-    kind = budget.accelerator
-    if kind == "auto":
-        numbers = isinstance(part.x, Tensor) and part.x.ndim == 2
-        kind = "gpu" if torch.cuda.is_available() and not numbers else "cpu"
-    strategy = "auto"
-    if budget.devices > 1:
+    strategy: Any = "auto"
+    if budget.devices > 1 and budget.strategy == "fsdp":
+        from .shard import Sharded
+
+        strategy = Sharded(budget.devices)
+    elif budget.devices > 1:
         strategy = "ddp" if torch.distributed.is_torchelastic_launched() else "ddp_spawn"
     return Fabric(
-        accelerator={"gpu": "cuda"}.get(kind, kind),
+        accelerator=_kind(budget, part),
         devices=budget.devices,
         strategy=strategy,
         precision=budget.precision,  # type: ignore[arg-type]
@@ -135,7 +161,11 @@ def _elsewhere(fabric: Any, given: tuple[Any, ...]) -> Fit:
     method, model, data, budget, seed = given[:5]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.safetensors"
-        fabric.launch(partial(_in_process, result=result, given=given))
+        try:
+            fabric.launch(partial(_in_process, result=result, given=given))
+        except ProcessException as error:
+            last = str(error).strip().splitlines()[-1]
+            raise TrainingError(f"process {error.error_index} of {budget.devices} failed: {last}") from error
         state = files.load(result)
     if "error" in state:
         raise TrainingError(state["error"])
@@ -152,7 +182,7 @@ def _in_process(fabric: Any, result: Path, given: tuple[Any, ...]) -> None:
     state: dict[str, Any]
     try:
         done = asdict(run.train())
-        state = {"fit": done, "model": dict(run.model.state_dict()), "method": run.method.state_dict()}
+        state = {"fit": done, "model": run.weights(), "method": run._whole(run.method.state_dict())}
     except TrainingError as error:  # all processes see the same losses and stop together
         state = {"error": str(error)}
     if fabric.is_global_zero:
@@ -181,22 +211,23 @@ def _setup(method: Method, model: nn.Module, data: Data, budget: Budget, seed: i
         data.task,
         table(data.train, method.needs),
         validation=None if data.valid is None else table(data.valid, method.needs),
-        steps=budget.epochs * _steps(len(data.train), budget),
+        steps=(budget.planned or budget.epochs) * _steps(len(data.train), budget),
         generator=_generator(seed, "method", rank),
     )
 
 
-def _optimizer(budget: Budget, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _optimizer(budget: Budget, weights: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    parameters = [p for p in weights if p.requires_grad]
     common: dict[str, Any] = {"lr": budget.lr, "weight_decay": budget.weight_decay}
-    if device.type == "cpu":
+    fused = device.type == "cpu" and budget.strategy != "fsdp"  # PyTorch's kernels do not take sharded weights
+    if fused:
         common["fused"] = True  # half the time of the default there; elsewhere that is foreach
     if budget.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, momentum=budget.momentum, **common)
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[budget.optimizer]
         optimizer = kind(parameters, **common)
-    return quicken(optimizer) if device.type == "cpu" else optimizer
+    return quicken(optimizer) if fused else optimizer
 
 
 @contextmanager
@@ -261,20 +292,21 @@ class _Run:
         self.model.to(self.device)
         if not self.model.training:  # else layers that the user froze in evaluation mode stay there
             self.model.train()
-        self.optimizer = _optimizer(self.budget, self.model, self.device)
+        self.alone = self.world == 1 and self.budget.precision == "32-true"
+        # Fabric's wrappers would only forward, at a tenth of the time of a small network's step.
+        self.module: Any = self.model if self.alone else self.fabric.setup_module(self.model)
+        self.optimizer = _optimizer(self.budget, self.model.parameters(), self.device)
         _setup(self.method, self.model, self.data, self.budget, self.seed, self.rank)
         if self.path is not None:
             self.configuration = self._configuration()
             self._resume(self.path)
         self.parts = [self._place(part) for part in (self.data.train, self.data.valid)]
-        if self.world == 1 and self.budget.precision == "32-true":
-            # Fabric's wrappers would only forward, at a tenth of the time of a small network's step.
-            self.module: Any = self.model
+        if self.alone:
             self.stepper: Any = self.optimizer
             self.backward: Callable[[Tensor], Any] = quick_backward() if self.device.type == "cpu" else Tensor.backward
             self.clip_now: Callable[[], Any] = self._clip
         else:
-            self.module, self.stepper = self.fabric.setup(self.model, self.optimizer)
+            self.stepper = self.fabric.setup_optimizers(self.optimizer)
             self.backward, self.clip_now = self.fabric.backward, self._clip_by_fabric
 
     def _place(self, part: Part | None) -> Part | None:
@@ -328,12 +360,17 @@ class _Run:
             losses.append(method.step(module, batch, stepper, backward, clip))
             method.after_step()
         method.after_epoch()
-        train_loss = self._finite(losses, epoch)
+        train_loss = self._finite(torch.stack(losses), epoch)
         self.step_seconds.append((time.perf_counter() - start) / len(losses))
         return {"epoch": epoch + 1, "train_loss": train_loss, **self._validate(epoch), "lr": budget.rate(epoch)}
 
     def _fetch(self, part: Part, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch with their guests; small ones are fetched several at once."""
+        for group in self._groups(part, epoch):
+            yield from self._together(part, group)
+
+    def _groups(self, part: Part, epoch: int) -> Iterator[list[Rows]]:
+        """The rows of the batches of an epoch, in groups of equal size to fetch at once."""
         batches, ahead = self._batches(epoch), 1
         self.method.before_epoch()
         plan = iter(self.method.plan(batches))
@@ -342,9 +379,9 @@ class _Run:
             ahead = max(1, min(AHEAD, FETCH // (len(batches[0]) * part.x[0].nbytes)))
         while group := list(islice(plan, ahead)):
             for _, equal in groupby(group, key=lambda rows: len(rows[0])):
-                yield from self._together(part, list(equal))
+                yield list(equal)
 
-    def _together(self, part: Part, group: list[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
+    def _together(self, part: Part, group: list[Rows]) -> Iterator[Batch]:
         """Batches of equal size, fetched at once."""
         rows = torch.stack([anchors for anchors, _ in group]).to(part.y.device)
         count, guests = rows.shape[1], [guests for _, guests in group if guests is not None]
@@ -365,9 +402,9 @@ class _Run:
         generator = _generator(self.seed, "augment", epoch, self.rank)
         return lambda x: crop_and_flip(x, generator)
 
-    def _finite(self, losses: list[Tensor], epoch: int) -> float:
-        """The mean loss of the epoch over all processes; one copy to the host."""
-        values = torch.stack(losses).double()
+    def _finite(self, losses: Tensor, epoch: int) -> float:
+        """The mean loss (steps,) of the epoch over all processes; one copy to the host."""
+        values = losses.double()
         if self.world > 1:
             values = self.fabric.all_reduce(values, reduce_op="mean")
         values = values.cpu()
@@ -383,10 +420,13 @@ class _Run:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Validation loss and metrics; keeps the weights if they are the best so far."""
+        part = self.parts[1]
+        return {} if part is None else self._validated(epoch, outputs(self.module, self.method, part))
+
+    def _validated(self, epoch: int, output: Tensor) -> dict[str, float]:
+        """The same from the outputs for the validation part."""
         part, task, budget = self.parts[1], self.data.task, self.budget
-        if part is None:
-            return {}
-        output = outputs(self.module, self.method, part)
+        assert part is not None
         loss = task.losses(output.double(), part.y.to(output.device)).mean().item()
         if not math.isfinite(loss):
             raise TrainingError(
@@ -403,16 +443,35 @@ class _Run:
         if math.isnan(value):
             raise ValueError(f"the metric {budget.metric!r} is undefined on the validation part; choose another")
         if budget.select == "best" and (self.best is None or value > self.best["value"]):
-            weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-            self.best = {"epoch": epoch + 1, "value": value, "weights": weights}
+            self.best = {"epoch": epoch + 1, "value": value, "weights": self.weights()}
         return {f"valid_{name}": value for name, value in found.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the network's present state."""
+        state = self._whole(self.model.state_dict())
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def _whole(self, state: Any) -> Any:
+        """A state whose tensors are all there; with sharded weights all processes must call it."""
+        if self.budget.strategy != "fsdp":
+            return state
+        from .shard import whole
+
+        return whole(state)
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        if self.budget.strategy == "fsdp":
+            from .shard import scatter
+
+            weights = scatter(weights, self.model.state_dict())
+        self.model.load_state_dict(weights)
 
     def _finish(self) -> Fit:
         epoch = len(self.history)
         if self.best is not None:
-            self.model.load_state_dict(self.best["weights"])
+            self._load(self.best["weights"])
             epoch = self.best["epoch"]
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in self._whole(list(self.model.parameters()))):
             raise TrainingError(
                 f"a weight is NaN or infinite after epoch {epoch} under {type(self.method).__name__}; lower the "
                 f"learning rate ({self.budget.lr}) or set clip"
@@ -434,7 +493,8 @@ class _Run:
             due = self.fabric.broadcast(due)
         if not due:
             return
-        methods = self._gather(self.method.state_dict())
+        methods = self._gather(self._whole(self.method.state_dict()))
+        model, optimizer = self.weights(), self._whole(self.optimizer.state_dict())
         if self.rank == 0:
             state = {
                 "configuration": self.configuration,
@@ -442,12 +502,15 @@ class _Run:
                 "best": self.best,
                 "seconds": self.seconds,
                 "step_seconds": self.step_seconds,
-                "model": dict(self.model.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
+                "precision": {} if self.alone else self.fabric.strategy.precision.state_dict(),
                 "methods": methods,
             }
-            files.save(self.path, state)
+            try:
+                files.save(self.path, state)
+            except OSError as error:  # a full disk: the result is worth more than the way back
+                warnings.warn(f"cannot write the checkpoint {self.path} ({error}); training goes on", stacklevel=2)
         self._last_saved, self.saved = time.perf_counter(), True
 
     def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
@@ -475,9 +538,14 @@ class _Run:
                 f"the checkpoint {path} belongs to a run with another {', '.join(other)}; remove it to start "
                 "afresh, or give this run a file of its own"
             )
-        self.model.load_state_dict(state["model"])
+        self._load(state["model"])
+        if self.budget.strategy == "fsdp":
+            from .shard import scatter_states
+
+            scatter_states(state["optimizer"], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if not self.alone:
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.method.load_state_dict(state["methods"][self.rank])
         self.history, self.best = state["history"], state["best"]
         self.seconds, self.step_seconds, self.saved = state["seconds"], state["step_seconds"], True

@@ -99,8 +99,8 @@ def scores(
 ) -> dict[str, float]:
     """The metrics `names` (None: all of the task) of predictions as `Task.predict` gives them.
 
-    With `domain` (N,), also "worst_domain" (largest RMSE, or smallest accuracy, of a domain) and, for all metrics, the
-    headline of each domain as "rmse@3". ValueError for a metric that the task does not have.
+    With `domain` (N,), also "worst_domain" (largest RMSE, or smallest accuracy, of a domain), and with it the headline
+    of each domain as "rmse@3". ValueError for a metric that the task does not have.
     """
     known = METRICS[task.name]
     wanted = [*known, *([] if domain is None else ["worst_domain"])] if names is None else list(names)
@@ -112,8 +112,7 @@ def scores(
             by_domain = domain_scores(task, prediction, y, domain)
             worst = min if headline(task) in HIGHER_IS_BETTER else max
             found[name] = worst(by_domain.values())
-            if names is None:
-                found.update({f"{headline(task)}@{d}": value for d, value in by_domain.items()})
+            found.update({f"{headline(task)}@{d}": value for d, value in by_domain.items()})
         else:
             found[name] = known[one_of("metric", name, [*known, "worst_domain"])](prediction, y)
     return found

@@ -16,13 +16,16 @@ from torch import Tensor
 KERNELS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
 
 
-def quick_backward() -> Callable[[Tensor], Any]:
-    """`Tensor.backward` for a scalar loss of 32 bits on the CPU; the engine is called directly where it answers."""
+def quick_backward() -> Callable[..., Any]:
+    """`Tensor.backward(loss, gradient=None)` for a loss of 32 bits on the CPU, a scalar if no gradient is given.
+
+    The engine is called directly where it answers.
+    """
     one = torch.ones(())
 
-    def backward(loss: Tensor) -> None:
+    def backward(loss: Tensor, gradient: Tensor = one) -> None:
         engine = torch.autograd.Variable._execution_engine
-        engine.run_backward((loss,), (one,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        engine.run_backward((loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     try:
         probe = torch.ones((), requires_grad=True)

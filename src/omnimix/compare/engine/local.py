@@ -5,6 +5,8 @@ every process computes with one thread.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,8 +20,8 @@ from .base import STARTED, pack, register_plugins, unpack
 def run(units: Sequence[Unit], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Outcome]:
     """The outcomes of every unit, as they end. fractions: (len(units),), kept up to date while they run.
 
-    A unit whose process dies (killed for memory, a crash of native code) is tried once more alone, and is a failure if
-    its process dies again.
+    The runs of a unit whose process dies (killed for memory, a crash of native code) are tried once more alone, and are
+    failures if their process dies again.
     """
     left = dict(enumerate(units))
     if min(workers, len(left)) <= 1:
@@ -52,40 +54,56 @@ def _until_killed(left: dict[int, Unit], plan: Plan, workers: int, fractions: np
 def _parallel(units: dict[int, Unit], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[tuple[int, Outcome]]:
     from joblib import Parallel, delayed, parallel_config
 
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    watch = {"initializer": _end_with, "initargs": (os.getpid(),)}
+    with parallel_config(backend="loky", inner_max_num_threads=1, **watch):
         pool = Parallel(
             n_jobs=workers, return_as="generator_unordered", mmap_mode="c", pre_dispatch="2*n_jobs", batch_size=1
         )
         call = delayed(_in_worker)
-        yield from pool(call(place, unit, plan, fractions, os.getpid()) for place, unit in list(units.items()))
+        yield from pool(call(place, unit, plan, fractions) for place, unit in list(units.items()))
 
 
 def _alone(place: int, unit: Unit, plan: Plan, fractions: np.ndarray) -> Outcome:
-    from joblib.externals.loky import ProcessPoolExecutor
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    with ProcessPoolExecutor(max_workers=1) as pool:
-        try:
-            outcome: Outcome = pool.submit(_in_worker, place, unit, plan, np.zeros(place + 1), os.getpid()).result()[1]
-        except TerminatedWorkerError as error:
-            outcome = killed(unit, plan, error)
+    """The runs of a unit whose process died, one by one, each in a process of its own."""
+    outcome = [found for job in unit for found in _once_more((job,), plan)]
     fractions[place] = 1.0
     return outcome
 
 
-def _in_worker(place: int, unit: Unit, plan: Plan, fractions: np.ndarray, parent: int) -> tuple[int, Outcome]:
+def _once_more(unit: Unit, plan: Plan) -> Outcome:
+    from joblib.externals.loky import ProcessPoolExecutor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    with ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        try:
+            outcome: Outcome = pool.submit(_in_worker, 0, unit, plan, np.zeros(1)).result()[1]
+        except TerminatedWorkerError as error:
+            outcome = killed(unit, plan, error)
+    return outcome
+
+
+def _end_with(parent: int) -> None:
+    """End this process when `parent` ends, however that happens: nobody waits for its results any more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_worker(place: int, unit: Unit, plan: Plan, fractions: np.ndarray) -> tuple[int, Outcome]:
     torch.set_num_threads(1)
     register_plugins(plan)
-    return place, _work(place, unit, unpack(plan), fractions, parent)
+    return place, _work(place, unit, unpack(plan), fractions)
 
 
-def _work(place: int, unit: Unit, plan: Plan, fractions: np.ndarray, parent: int | None = None) -> Outcome:
+def _work(place: int, unit: Unit, plan: Plan, fractions: np.ndarray) -> Outcome:
     fractions[place] = STARTED
 
     def tell(share: float) -> None:
         fractions[place] = max(STARTED, share)
-        if parent is not None and os.getppid() != parent:  # nobody waits for the result any more
-            os._exit(1)
 
     outcome = execute(unit, plan, tell)
     fractions[place] = 1.0

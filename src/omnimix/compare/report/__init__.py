@@ -1,69 +1,133 @@
-"""The report of a comparison: one self-contained HTML page, and results.json, results.csv and summary.png beside it."""
+"""The report of a comparison: one self-contained HTML page; results.json, .csv and .tex and summary.png beside it."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..result import Result, show_interval, show_p
+
+if TYPE_CHECKING:
+    from ..pictures import Shown
 
 TEMPLATE = Path(__file__).with_name("template.html.j2")
 
 
-def write(result: Result) -> Path:
-    """Write the four files into `result.folder`; returns the page. Each replaces its predecessor at once."""
-    result.folder.mkdir(parents=True, exist_ok=True)
-    _replace(result.folder / "results.json", json.dumps(result.to_json(), indent=1, allow_nan=False))
-    _replace(result.folder / "results.csv", result.to_csv())
-    if result.runs:
-        from .plots import picture
+def write(result: Result, shown: Sequence[Shown] = ()) -> Path:
+    """Write the files into `result.folder`; returns the page. Each replaces its predecessor at once.
 
-        picture(result, result.folder / "summary.png")
-    _replace(result.report, page(result))
+    shown: what the methods do to training samples, from `pictures.gallery`.
+    """
+    from .plots import picture
+    from .style import replace
+
+    folder = result.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"results.json": json.dumps(result.to_json(), indent=1, allow_nan=False), "results.csv": result.to_csv()}
+    if result.runs:
+        texts["results.tex"] = result.to_latex()
+        picture(result, folder / "summary.png")
+    for name, text in {**texts, result.report.name: page(result, shown)}.items():
+        replace(folder / name, text.encode())
     return result.report
 
 
-def _replace(path: Path, text: str) -> None:
-    half = path.with_name(f"{path.name}.{os.getpid()}.part")  # two comparisons may share the folder
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
-
-
-def page(result: Result) -> str:
+def page(result: Result, shown: Sequence[Shown] = ()) -> str:
     """The HTML page."""
     from jinja2 import Environment, StrictUndefined
 
+    from . import style
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(interval=show_interval, p=show_p)
+    environment.filters.update(interval=show_interval, p=show_p, breaks=_breaks)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(result=result, plots=_plots(result), duration=duration, about=_about(result))
+    colour = style.colours(result)
+    return template.render(
+        result=result,
+        plots=_plots(result),
+        predictions=_predictions(result),
+        mixing=[_mixing(result, number, one) for number, one in enumerate(shown)],
+        key=[(name, style.variable(colour[name]), style.dashed(result, name)) for name in colour],
+        variables=style.variables(),
+        duration=duration,
+        about=_about(result),
+    )
 
 
-def _plots(result: Result) -> list[dict[str, str]]:
-    """SVG pictures with a description for those who do not see them."""
-    if not result.runs:
-        return []
+def _breaks(name: str) -> Any:
+    """A method's name that may go on to a new line before its parameters."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>:").join(escape(part) for part in name.split(":"))
+
+
+def _drawn(name: str, text: str, draw: Any, height: float, width: float = 5.0) -> dict[str, Any]:
+    """A picture for the page, with a description for those who do not see it."""
     from markupsafe import Markup
 
+    from .style import svg
+
+    return {"name": name, "text": text, "svg": Markup(svg(name, draw, height, width))}
+
+
+def _plots(result: Result) -> list[dict[str, Any]]:
+    if not result.runs:
+        return []
     from . import plots
 
-    height = plots.height_for(len(result.ranking))
-    drawn: list[tuple[str, Any, float, str]] = [
-        ("ranking", plots.ranking, height, f"Methods by mean test {result.primary}, with interval and every seed"),
-        ("differences", plots.differences, height, f"Differences to {result.baseline} by seed, with interval"),
-        ("seeds", plots.seeds, 3.6, "The test result of every run, joined by seed"),
+    rows = plots.height_for(len(result.ranking))
+    listed: list[tuple[str, Any, float, str]] = [
+        ("ranking", plots.ranking, rows, f"Methods by mean test {result.primary}, with interval and every seed"),
+        ("differences", plots.differences, rows, f"Differences to {result.baseline} by seed, with interval"),
+        ("seeds", plots.seeds, rows, "The test result of every run, joined by seed"),
         ("cost", plots.cost, 3.6, "The test result against the time of a training step"),
         ("valid", plots.curve("valid_loss", "Validation loss"), 3.6, "Validation loss by epoch"),
-        ("train", plots.curve("train_loss", "Training loss, as each method defines it"), 3.6, "Training loss by epoch"),
+        ("train", plots.curve("train_loss", "Training loss"), 3.6, "Training loss by epoch, as each method defines it"),
     ]
-    if not any(summary.difference for summary in result.summaries):
-        drawn = [plot for plot in drawn if plot[0] not in ("differences", "cost")]
+    pairs = any(summary.difference for summary in result.summaries)
+    timed = sum(summary.cost is not None for summary in result.summaries) > 1
+    left_out = {*(() if pairs else ("differences",)), *(() if timed else ("cost",))}
     return [
-        {"name": name, "text": text, "svg": Markup(plots.svg(name, draw, result, tall))}
-        for name, draw, tall, text in drawn
+        _drawn(name, text, plots.figure_of(draw, result), height)
+        for name, draw, height, text in listed
+        if name not in left_out
     ]
+
+
+def _predictions(result: Result) -> list[dict[str, Any]]:
+    """A picture a method of how its predictions met the truth."""
+    from .predictions import panel
+
+    drawn = []
+    for number, method in enumerate(result.by_method):
+        draw = panel(result, method)
+        if draw is not None:
+            text = f"Predictions of {method} against the truth"
+            drawn.append({"method": method, **_drawn(f"predictions{number}", text, draw, 3.3, 3.2)})
+    return drawn
+
+
+def _mixing(result: Result, number: int, shown: Shown) -> dict[str, Any]:
+    """What one method did to training samples."""
+    from . import samples
+
+    classes, domains = result.data["classes"], result.data["domains"]
+    pictures = []
+    if shown.steps:
+        target = result.data["target"]
+        for name, draw, text in (
+            (
+                "mixed",
+                samples.examples(shown, classes, result.data["features"], target, domains),
+                "Samples as mixed by",
+            ),
+            ("pairs", samples.who(shown, classes, domains), "Who was mixed with whom under"),
+        ):
+            if draw is not None:
+                pictures.append(_drawn(f"{name}{number}", f"{text} {shown.method}", draw, 3.9))
+    return {"method": shown.method, "said": samples.sentence(shown), "pictures": pictures}
 
 
 def _about(result: Result) -> list[tuple[str, str]]:

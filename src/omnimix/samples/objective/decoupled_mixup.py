@@ -25,6 +25,7 @@ from ...core.operation import Operation
 from ...core.ratio import Beta
 from ...core.recipe import Recipe, mix_labels, one_hot
 from ...core.registry import register
+from ...core.search import Choice, Log
 from ...core.task import Classification, Task
 
 Select: TypeAlias = Literal["both", "less", "more"]
@@ -124,6 +125,7 @@ class DecoupledBCE(Objective):
     "decoupled-mixup",
     paper="Harnessing Hard Mixed Samples with Decoupled Regularizer, NeurIPS 2023, arXiv 2203.10761",
     tasks=("classification",),
+    search={"alpha": Log(0.1, 8), "eta": Log(0.01, 1), "select": Choice("both", "less", "more")},
 )
 class DecoupledMixup(Mix):
     """Mix with any operation and train with the decoupled loss, so that both classes of a mix can be predicted surely.

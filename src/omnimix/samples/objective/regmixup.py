@@ -23,6 +23,7 @@ from ...core.preset import mix_once
 from ...core.ratio import Beta
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
+from ...core.search import Log
 from ...core.tree import Tree, tensors, tree_map
 
 Reduction: TypeAlias = Literal["mean2n", "sum"]
@@ -67,6 +68,7 @@ def regmixup(
     paper="RegMixup: Mixup as a Regularizer Can Surprisingly Improve Accuracy and Out Distribution Robustness, "
     "NeurIPS 2022, arXiv 2206.14502",
     cost=2.0,
+    search={"alpha": Log(0.3, 32), "eta": Log(0.1, 3)},
 )
 class RegMixup(Mix):
     """Train on clean samples and, as a regulariser, on strong mixes of them.

@@ -26,6 +26,7 @@ from ...core.random import integers
 from ...core.ratio import Beta
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
+from ...core.search import Choice, Log
 from ...core.tree import Tree
 
 
@@ -135,6 +136,7 @@ def cutmix(
     paper="CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, "
     "ICCV 2019, arXiv 1905.04899",
     inputs=("image",),
+    search={"alpha": Log(0.1, 8), "probability": Choice(0.5, 1.0)},
 )
 class CutMix(Mix):
     """Paste a box of a partner into each image and mix the labels by area.

@@ -29,6 +29,7 @@ from ...core.random import resolve, uniform
 from ...core.ratio import Beta, Ratio, complete
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
+from ...core.search import Log, Uniform
 from ...core.tree import Tree
 
 
@@ -260,7 +261,12 @@ def fmix(
     return replace(mixed, recipe=own_label(mixed.recipe)) if reformulate else mixed
 
 
-@register("fmix", paper="FMix: Enhancing Mixed Sample Data Augmentation, 2020, arXiv 2002.12047", inputs=("image",))
+@register(
+    "fmix",
+    paper="FMix: Enhancing Mixed Sample Data Augmentation, 2020, arXiv 2002.12047",
+    inputs=("image",),
+    search={"alpha": Log(0.1, 8), "decay": Uniform(1.5, 6)},
+)
 class FMix(Mix):
     """Mix two samples by a mask of arbitrary shape that covers a share lam.
 

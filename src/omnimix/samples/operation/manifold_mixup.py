@@ -29,6 +29,7 @@ from ...core.random import integers, resolve
 from ...core.ratio import Beta
 from ...core.recipe import Mixed, Recipe, mix_labels
 from ...core.registry import register
+from ...core.search import Log
 from ...core.split import Split
 from ...core.task import Classification, Task
 from ...core.tree import rows
@@ -83,6 +84,8 @@ def _places(split: Split, taps: Sequence[str] | None) -> tuple[str, ...]:
 class SoftmaxBCE(Objective):
     """Binary cross-entropy of softmax probabilities against the mixed one-hot target, averaged over classes."""
 
+    by_row = True
+
     def __call__(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
         if not isinstance(task, Classification):
             raise ValueError(f"loss='bce_on_softmax' is for one class out of several, the task is {task!r}; use 'ce'")
@@ -95,6 +98,7 @@ class SoftmaxBCE(Objective):
 @register(
     "manifold-mixup",
     paper="Manifold Mixup: Better Representations by Interpolating Hidden States, ICML 2019, arXiv 1806.05236",
+    search={"alpha": Log(0.1, 32)},
 )
 class ManifoldMixup(Mix):
     """Mix hidden states at a randomly chosen layer, and the labels with them.

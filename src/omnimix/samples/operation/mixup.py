@@ -22,6 +22,7 @@ from ...core.preset import mix_once
 from ...core.ratio import Beta
 from ...core.recipe import Mixed, Target
 from ...core.registry import register
+from ...core.search import Log
 
 
 def mixup(
@@ -45,7 +46,11 @@ def mixup(
     return mix_once(x, y, RandomPairing(k), Beta(alpha, per_sample=per_sample), Interpolate(), lam, partner, generator)
 
 
-@register("mixup", paper="mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv 1710.09412")
+@register(
+    "mixup",
+    paper="mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv 1710.09412",
+    search={"alpha": Log(0.1, 32)},
+)
 class Mixup(Mix):
     """Train on convex combinations of two samples and of their labels.
 

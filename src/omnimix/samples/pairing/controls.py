@@ -52,6 +52,11 @@ class _Paired(Method):
         batch = Batch.of(batch)
         return self.paired_loss(model, batch) if model.training else self.plain_loss(model, batch.alone)
 
+    @property
+    def cost(self) -> float:
+        """Gradient evaluations of a step relative to plain training."""
+        return 1.0
+
     @abstractmethod
     def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of a batch with its guests."""
@@ -66,6 +71,10 @@ class _Paired(Method):
 
 class PairsWithoutMixing(_Paired):
     """The pairs of any pairing, both samples trained on as they are, in one forward pass with weight 1/K each."""
+
+    @property
+    def cost(self) -> float:
+        return float(self.pairing.k)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return index, self.pairing.rows(index, self.generator)
@@ -97,12 +106,21 @@ class ResamplingOnly(_Paired):
         return rows.gather(1, column.to(rows.device)).squeeze(1)
 
 
-def controls(method: Method) -> dict[Control, Method]:
-    """The controls of a method whose pairing selects, by name.
+def selects(method: Method) -> bool:
+    """Whether a method chooses partners by more than chance, so that there is something to control for."""
+    declared = hasattr(method, "controls")
+    return declared or (isinstance(method, Mix) and not isinstance(method.pairing, RandomPairing))
+
+
+def controls(method: Method) -> dict[str, Method]:
+    """The controls of a method that selects partners, by name: those that its own `controls()` gives, or where it has
+    no such function, "pairs" and "resampling" of its pairing.
 
     ValueError for methods that pair at random or not, and for `RegMix` unless its k is a number.
     """
-    if not isinstance(method, Mix) or isinstance(method.pairing, RandomPairing):
+    if hasattr(method, "controls"):
+        return dict(method.controls())
+    if not isinstance(method, Mix) or not selects(method):
         raise ValueError(f"{type(method).__name__} does not select partners, so there is nothing to control for")
     if isinstance(method, RegMix) and isinstance(method.k, str):  # the pairing alone has k = 0
         raise ValueError(

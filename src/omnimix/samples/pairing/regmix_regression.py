@@ -29,6 +29,7 @@ from ...core.checks import at_least, one_of, positive
 from ...core.method import Mix, Setup
 from ...core.ratio import Beta
 from ...core.registry import register
+from ...core.search import Log
 from .inner_training import InnerTraining
 from .neighbours import Neighbours
 from .policy import sample_rows
@@ -44,6 +45,7 @@ def actions(rows: int) -> Tensor:
     "regmix-regression",
     paper="RegMix: Data Mixing Augmentation for Regression, preprint 2021-2022, arXiv 2106.03374",
     tasks=("regression",),
+    search={"alpha": Log(0.1, 8)},
 )
 class RegMix(Mix):
     """Mix each training sample with its k nearest neighbours, k learned for each sample on the validation set.

@@ -21,6 +21,7 @@ from ...core.pairing import NONE, InTable
 from ...core.random import uniform
 from ...core.ratio import Beta
 from ...core.registry import register
+from ...core.search import Log, Uniform
 from ...core.table import Table
 from .controls import Control, controls
 from .effective import RELATIONS, Relation, groups
@@ -122,6 +123,7 @@ class Lisa(Mix):
     paper="Selective Mixup Helps with Distribution Shifts, But Not (Only) because of Mixup, ICML 2024, "
     "arXiv 2305.16817",
     tasks=("classification",),
+    search={"alpha": Log(0.1, 8)},
 )
 def selective_mixup(
     label: Relation = "different",
@@ -145,6 +147,7 @@ def selective_mixup(
     "lisa",
     paper="Improving Out-of-Distribution Robustness via Selective Augmentation, ICML 2022, arXiv 2201.00299",
     tasks=("classification",),
+    search={"p": Uniform(0, 1), "alpha": Log(0.1, 8)},
 )
 def lisa(p: float = 0.5, alpha: float = 2.0, *, per_sample: bool = False, control: Control | None = None) -> Method:
     """LISA: mixup of the same class and a different domain, or of the same domain and a different class.

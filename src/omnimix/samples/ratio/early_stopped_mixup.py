@@ -19,12 +19,16 @@ from ...core.batch import Batch
 from ...core.checks import in_unit
 from ...core.method import Method, Mix, Setup
 from ...core.ratio import Beta
+from ...core.recipe import Recipe
 from ...core.registry import register
+from ...core.search import Log, Uniform
 from ..label.ratio import LabelRatio, LabelShare
 
 
 @register(
-    "early-stopped-mixup", paper="The Benefits of Mixup for Feature Learning, ICML 2023, arXiv 2303.08433", cost=1.0
+    "early-stopped-mixup",
+    paper="The Benefits of Mixup for Feature Learning, ICML 2023, arXiv 2303.08433",
+    search={"stop": Uniform(0.2, 1), "alpha": Log(0.1, 32)},
 )
 class EarlyStopped(Method):
     """Mix for the first `stop` of all planned steps, then train on the samples as they are.
@@ -70,6 +74,17 @@ class EarlyStopped(Method):
         """Whether the current step mixes."""
         self._given()
         return self.steps_done < self.switch
+
+    @property
+    def mixer(self) -> Mix | None:
+        return self.inner.mixer
+
+    @property
+    def by_row(self) -> bool:
+        return self.inner.by_row
+
+    def drawn(self, batch: Batch) -> Recipe | None:
+        return self.inner.drawn(batch) if self.mixing else None
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.inner.rows(index) if self.mixing else (index, None)

@@ -28,6 +28,8 @@ from ...core.tree import Tree, tree_map
 class WeightedSum(Operation):
     """sum_k share_k x_k, term by term: the midpoint of (i, j) is bitwise that of (j, i), as `torch.lerp`'s is not."""
 
+    by_row = True
+
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tree, Recipe]:
         def mix(t: Tensor) -> Tensor:
             require_float(t)

@@ -1,0 +1,295 @@
+"""`omnimix show`: a picture of what methods do, on images over lam, on tables as points between their parents."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import app, console, progress, user_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ..compare.pictures import Shown
+    from ..compare.spec import Spec
+    from ..core.method import Method
+    from ..data import Source
+    from ..train.parts import Part
+
+LAMS = (1.0, 0.75, 0.5, 0.25, 0.0)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+ROWS = 240
+"""Samples of a table that are drawn and paired."""
+PHOTOS = "photos"
+"""The name of the two photographs that come with scikit-learn."""
+
+
+@app.command()
+def show(
+    methods: Annotated[str, typer.Argument(help="With commas: mixup,cutmix:alpha=0.5.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="A built-in data set, a file or folder, or image files. Default: one that suits."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write; with --all, a folder.")] = Path(
+        "mixing.png"
+    ),
+    all_methods: Annotated[bool, typer.Option("--all", help="A picture of every method, into the folder OUT.")] = False,
+    target: Annotated[str | None, typer.Option(help="The column to predict, for tables.")] = None,
+    domain: Annotated[str | None, typer.Option(help="The column whose values are domains.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of images, a line each (of one method).")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed shows other draws.")] = 6,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Draw what methods do to samples: over lam for images, as mixed points for tables.
+
+    Several methods share one picture of images, a line each.
+    """
+    with user_errors():
+        from ..compare.spec import Spec, parse_specs
+        from ..core import registry
+
+        if bool(methods) == all_methods:
+            raise ValueError("name a method (omnimix show mixup), or say --all; `omnimix methods` lists them")
+        asked = _Asked(tuple(data or ()), target, domain, pairs, seed)
+        messages = console(stderr=True)
+
+        def say(text: str) -> None:
+            if not quiet:
+                messages.print(text, markup=False, soft_wrap=True)
+
+        if not all_methods:
+            for line in picture(parse_specs(methods), asked, out):
+                say(line)
+            say(f"Picture: {out}")
+            return
+        names = registry.methods()
+        done = 0.0
+        live = progress(lambda: done, len(names), messages, unit="pictures")
+        with nullcontext(lambda said: None) if quiet else live as tell:
+            for name in names:
+                path = out / f"{name}.png"
+                try:
+                    picture((Spec(name),), asked, path)
+                    said = str(path)
+                except ValueError as error:
+                    said = str(error)
+                    if messages.is_terminal:  # where the line of progress does not stay
+                        say(said)
+                done += 1
+                tell(name if messages.is_terminal else said)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to show a method on."""
+
+    data: tuple[str, ...]
+    target: str | None
+    domain: str | None
+    pairs: int
+    seed: int
+
+
+def picture(specs: tuple[Spec, ...], asked: _Asked, out: Path) -> list[str]:
+    """Write the picture of methods; returns what to say about it. ValueError for what cannot be shown."""
+    from ..compare.report.samples import how_much, sentence
+    from ..compare.report.style import png
+
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {str(out)!r}")
+    seen = [_see(spec, asked) for spec in specs]
+    if len(seen) > 1 and not all(one.image for one in seen):
+        raise ValueError("only methods on images share a picture; show those on tables one at a time")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if seen[0].image:
+        lines = [line for one in seen for line in _lines(one, asked.pairs if len(seen) == 1 else 1, asked.seed)]
+        wide = max(len(line.cells) for line in lines)
+        tall = sum(min(2, line.cells[0][0].shape[-2] / line.cells[0][0].shape[-1]) for line in lines)
+        png(out, lambda figure: _grid(figure, lines), 1.92 * wide + 0.4, 1.92 * tall + 0.28 * len(lines), dpi=80)
+    else:
+        png(out, lambda figure: _points(figure, seen[0]), 7, 5)
+    own = any(step.seen is not None for one in seen for step in one.shown.steps)
+    return [
+        f"{one.shown.method}: {sentence(one.shown) if own or not one.image else how_much(one.shown)}" for one in seen
+    ]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A method, watched on data."""
+
+    shown: Shown
+    image: bool
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+    target: str
+    domains: tuple[str, ...]
+
+
+def _see(spec: Spec, asked: _Asked) -> _Seen:
+    from ..compare.jobs import check
+    from ..compare.pictures import Shown, watch
+    from ..compare.spec import create
+    from ..networks import create as create_network
+    from ..train.parts import Data
+
+    method = create(spec)
+    source = _source(spec, method, asked)
+    check(spec, dict(spec.parameters), source)
+    image = source.kind == "image"
+    data = Data(_part(source, asked.seed), None, None, source.task)
+    network = create_network("small-cnn" if image else "mlp", source.input_shape, source.task.outputs, seed=0)
+    try:
+        steps = watch(
+            method, network, data, batch_size=min(32, len(data.train)), draws=128 if image else 1024, seed=asked.seed
+        )
+    except ValueError as error:
+        raise ValueError(f"{spec} cannot be shown without training: {error}") from error
+    if all(step.recipe is None and step.seen is None for step in steps):
+        raise ValueError(f"{spec} mixes nothing: it trains on samples as they are, so there is nothing to show")
+    target = ", ".join(source.target_names[:1])
+    return _Seen(
+        Shown(str(spec), data, steps), image, source.class_names, source.feature_names, target, source.domain_names
+    )
+
+
+def _source(spec: Spec, method: Method, asked: _Asked) -> Source:
+    """The data to show a method on: those asked for, or some that suit it."""
+    import torch
+
+    from ..core import registry
+    from ..core.method import Mix
+    from ..core.pairing import InTable
+    from ..core.task import Classification, Regression
+    from ..data import Source, load
+
+    if asked.data and all(name.lower().endswith(SUFFIXES) for name in asked.data):
+        return _image_files(asked.data)
+    if asked.data not in ((), (PHOTOS,)):
+        if len(asked.data) > 1:
+            raise ValueError(f"name one data set, or two or more image files, got {' '.join(asked.data)}")
+        return load(asked.data[0], target=asked.target, domain=asked.domain)
+    card, draw = registry.info(spec.name), torch.Generator().manual_seed(0)
+    if not asked.data and "classification" not in card.tasks:
+        x = 6 * torch.rand(ROWS, 1, generator=draw)
+        y = torch.sin(1.5 * x[:, 0]) + 0.3 * x[:, 0] + 0.15 * torch.randn(ROWS, generator=draw)
+        return Source("wave", x, y, Regression(1), "table", feature_names=("x",), target_names=("y",))
+    selects = isinstance(method, Mix) and isinstance(method.pairing, InTable)
+    if not asked.data and selects and card.inputs == ("any",):
+        moons = load("two-moons")
+        domain = torch.randint(2, (len(moons),), generator=draw)
+        x = moons.x + domain.unsqueeze(1) * torch.tensor([0.6, 1.6])  # type: ignore[operator]
+        return replace(moons, x=x, domain=domain, domain_names=("here", "there"), digest="")
+    from sklearn.datasets import load_sample_images
+
+    photos = [torch.tensor(photo)[:420, 110:530].permute(2, 0, 1) for photo in load_sample_images().images[::-1]]
+    x, y = torch.stack(photos), torch.arange(2)
+    return Source(PHOTOS, x, y, Classification(2), "image", class_names=("flower", "temple"))
+
+
+def _image_files(paths: tuple[str, ...]) -> Source:
+    """A class an image, brought to the size of the first."""
+    import numpy as np
+    import torch
+
+    from ..core.task import Classification
+    from ..data import Source
+    from ..data.source import DataError, require
+
+    image = require("PIL.Image")
+    if len(paths) < 2:
+        raise ValueError(f"mixing takes two images or more, got only {paths[0]}")
+
+    def read(path: str) -> Any:
+        try:
+            with image.open(path) as opened:
+                return opened.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{path} cannot be read as an image ({error})") from error
+
+    pixels = [read(path) for path in paths]
+    pixels = [one.resize(pixels[0].size) for one in pixels]
+    x = torch.from_numpy(np.stack([np.asarray(one) for one in pixels])).permute(0, 3, 1, 2)
+    names = tuple(dict.fromkeys(Path(path).stem for path in paths))
+    names = names if len(names) == len(paths) else tuple(paths)
+    return Source("images", x, torch.arange(len(x)), Classification(len(x)), "image", class_names=names)
+
+
+def _part(source: Source, seed: int) -> Part:
+    """Some of the rows, tables standardised."""
+    import torch
+
+    from ..train.parts import Part
+
+    most = len(source) if source.name == PHOTOS else ROWS if source.kind == "table" else 64
+    rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    x = source.take(rows)
+    if source.kind == "table" and x.shape[1] > 2:
+        x = source.scaler(rows)(x)
+    return Part(x, source.y[rows], None if source.domain is None else source.domain[rows])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of images with a text each."""
+
+    name: str
+    cells: list[tuple[Tensor, str]]
+
+
+def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
+    """Pairs of images over lam; for hidden mixing the pairs, for other methods what the network is given."""
+    from ..compare.pictures import draws_of, over_lam
+    from ..compare.report.samples import label_names, parts_of
+
+    name, pairs = one.shown.method, dict[tuple[int, ...], Any]()
+    for step in one.shown.steps:
+        if step.seen is not None:
+            rows = range(min(len(LAMS), len(step.seen)))
+            own = [(step.batch.x[i], "sample") for i in rows]
+            return [_Line(name, own), _Line("", [(step.seen[i], "to the network") for i in rows])]
+        if step.recipe is not None:
+            for row in (~step.recipe.unmixed).nonzero().flatten().tolist():
+                pairs.setdefault(tuple(step.batch.index[step.recipe.partner[row]].tolist()), (step, row))  # type: ignore[index]
+    found = []
+    for step, row in [pairs[key] for key in sorted(pairs)][:count]:
+        assert step.mix is not None
+        assert step.recipe is not None
+        partner = step.recipe.partner[row]
+        x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
+        if "input" not in step.mix.places:
+            found.append(_Line(f"mixed at {step.recipe.place}", list(zip(x, names, strict=True))))
+            continue
+        lam = draws_of(step.mix)
+        lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
+        mixed = over_lam(step.mix, x, lams, seed, step.batch.y[partner])
+        found.append(_Line(name, [(image, parts_of(share.tolist(), names, ", ")) for image, share in mixed]))
+    return found
+
+
+def _grid(figure: Figure, lines: list[_Line]) -> None:
+    from ..compare.report.samples import show_image
+    from ..compare.report.style import plain
+
+    wide = max(len(line.cells) for line in lines)
+    for row, line in zip(figure.subplots(len(lines), wide, squeeze=False), lines, strict=True):
+        for axes, (image, text) in zip(row, line.cells, strict=False):
+            show_image(axes, image, text, 9)
+        for axes in row[len(line.cells) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel(plain(line.name), fontsize=13)
+
+
+def _points(figure: Figure, one: _Seen) -> None:
+    from ..compare.report.samples import scatter
+    from ..compare.report.style import plain
+
+    axes = figure.add_subplot()
+    scatter(axes, one.shown, one.classes, one.features, one.target, one.domains)
+    axes.set_title(plain(f"{one.shown.method}: {axes.get_title(loc='left')}"))

@@ -1,0 +1,391 @@
+"""Several runs trained as one: stacked weights, one batch of all their batches, one step for all.
+
+Small networks spend their time between operations, not in them. Each run keeps its own data, order, generator, draws,
+validation and selected weights, so it gives what `fit` gives it alone, up to rounding; and bit for bit the same
+whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import Batch
+from ..core.method import Method, Mix
+from ..core.operation import Context
+from ..core.pairing import InTable, RandomPairing
+from ..core.recipe import Recipe, guest_layout
+from ..networks.stacked import Stack, stackable
+from . import checkpoint as files
+from .budget import Budget
+from .evaluate import ELEMENTS
+from .loop import Alone, Fit, TrainingError, _check, _optimizer, _Run, _setup
+from .parts import Data, Part
+from .quick import quick_backward
+
+Progress = Callable[[int, int], None]
+_CPU = Alone(torch.device("cpu"))
+
+
+def can_train_together(method: Method, model: nn.Module, data: Data, budget: Budget) -> bool:
+    """Whether runs like this one can share a process: row-wise mixing, a plain MLP, tables in memory, one CPU."""
+    mixer = method.mixer
+    one_place = mixer is None or len(mixer.places) == 1 or not isinstance(mixer.pairing, InTable)
+    parts = [part for part in (data.train, data.valid) if part is not None]
+    tables = all(isinstance(part.x, Tensor) and part.x.ndim == 2 for part in parts)
+    here = budget.devices == 1 and budget.precision == "32-true" and budget.accelerator in ("auto", "cpu")
+    return method.by_row and one_place and tables and here and not budget.augment and stackable(model)
+
+
+def same_shapes(data: Sequence[Data]) -> bool:
+    """Whether the parts that are trained and validated on agree in shape and type from run to run."""
+
+    def shape(part: Part | None) -> Any:
+        return part and [(t.shape, t.dtype) for t in (part.x, part.y)]
+
+    return all(shape(d.train) == shape(data[0].train) and shape(d.valid) == shape(data[0].valid) for d in data)
+
+
+def fit_together(
+    methods: Sequence[Method],
+    models: Sequence[nn.Module],
+    data: Sequence[Data],
+    budget: Budget,
+    *,
+    seeds: Sequence[int],
+    checkpoint: Path | None = None,
+    checkpoint_every: float = 30.0,
+    progress: Progress | None = None,
+) -> list[Fit | TrainingError]:
+    """Train S runs of one kind (S methods made alike, S networks of one shape); see `fit` for what each gives.
+
+    Every run must be one that `can_train_together`, all of `same_shapes`; else ValueError. A run whose loss becomes NaN
+    is returned as the TrainingError that `fit` raises, and the others go on. Times are a run's share of the whole.
+    checkpoint: a file to continue from; one of other runs is left unused and written over. progress: called with
+    (epochs done, all epochs).
+    """
+    for method, model, part in zip(methods, models, data, strict=True):
+        _check(method, part, budget)
+        if not can_train_together(method, model, part, budget):
+            raise ValueError(f"runs of {type(method).__name__} on {type(model).__name__} cannot be trained together")
+    if not same_shapes(data):
+        raise ValueError("data must agree in shape from run to run to be trained together; train them one by one")
+    with torch.random.fork_rng(devices=[]):
+        return _Together(methods, models, data, budget, seeds, checkpoint, checkpoint_every, progress).train()
+
+
+class _Member(_Run):
+    """One of the runs; its weights lie in the stack."""
+
+    def __init__(
+        self, stack: Stack, place: int, method: Method, model: nn.Module, data: Data, budget: Budget, seed: int
+    ) -> None:
+        super().__init__(_CPU, method, model, data, budget, seed, None, math.inf, None)
+        self.stack, self.place = stack, place
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.stack.of(self.place)
+
+
+class _Step(NamedTuple):
+    """One step of all runs: B anchors each, and K - 1 guests an anchor where partners come from the whole table.
+
+    x: (S, K * B, ...), of each run the anchors, then the first guests, and so on. y: (K * S * B, ...), the anchors of
+    all runs, then the first guests of all runs, and so on.
+    """
+
+    x: Tensor
+    y: Tensor
+    anchors: int
+    recipes: Sequence[Recipe | None]
+
+
+class _Together:
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        models: Sequence[nn.Module],
+        data: Sequence[Data],
+        budget: Budget,
+        seeds: Sequence[int],
+        path: Path | None,
+        every: float,
+        progress: Progress | None,
+    ) -> None:
+        self.budget, self.path, self.every, self.progress = budget, path, every, progress
+        self.task = data[0].task
+        self.stack = Stack(models)
+        given = zip(methods, models, data, seeds, strict=True)
+        self.members = [
+            _Member(self.stack, i, method, model, part, budget, seed)
+            for i, (method, model, part, seed) in enumerate(given)
+        ]
+        self.failed: dict[int, str] = {}
+        self.seconds, self.step_seconds = 0.0, list[float]()
+        self.epochs = 0
+
+    def train(self) -> list[Fit | TrainingError]:
+        for member in self.members:
+            member._seed(0)
+            member.parts = [member.data.train, member.data.valid]
+            _setup(member.method, member.model, member.data, self.budget, member.seed, rank=0)
+        self.x = torch.cat([member.data.train.x for member in self.members])
+        self.y = torch.cat([member.data.train.y for member in self.members])
+        self.mixer = self.members[0].method.mixer
+        self.context = Context(torch.Generator())  # what is `by_row` draws nothing
+        self.blind = _blind(self.members[0].method)
+        self.optimizer = _optimizer(self.budget, self.stack.weights.values(), _CPU.device)
+        self.backward = quick_backward()
+        self.validation = self._validation_inputs()
+        self._resume()
+        last_saved = time.perf_counter()
+        while self.epochs < self.budget.epochs and len(self.failed) < len(self.members):
+            start = time.perf_counter()
+            self._epoch(self.epochs)
+            self.epochs += 1
+            self.seconds += time.perf_counter() - start
+            if self.path is not None and time.perf_counter() - last_saved >= self.every:
+                self._save(self.path)
+                last_saved = time.perf_counter()
+            if self.progress is not None:
+                self.progress(self.epochs, self.budget.epochs)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        return [self._finish(member) for member in self.members]
+
+    def _alive(self) -> Iterator[_Member]:
+        return (member for member in self.members if member.place not in self.failed)
+
+    def _epoch(self, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.budget.rate(epoch)
+        losses: list[Tensor] = []
+        start = time.perf_counter()
+        for step in self._fetch(epoch):
+            losses.append(self._train(step))
+            for member in self.members:
+                member.method.after_step()
+        for member in self.members:
+            member.method.after_epoch()
+        self.step_seconds.append((time.perf_counter() - start) / len(losses))
+        output = self._validation_outputs()
+        for member, own in zip(self.members, torch.stack(losses).unbind(1), strict=True):
+            if member.place in self.failed:
+                continue
+            try:
+                row = {"epoch": epoch + 1, "train_loss": member._finite(own, epoch)}
+                found = {} if output is None else member._validated(epoch, output[member.place])
+                member.history.append({**row, **found, "lr": self.budget.rate(epoch)})
+            except TrainingError as error:
+                self.failed[member.place] = str(error)
+
+    def _fetch(self, epoch: int) -> Iterator[_Step]:
+        runs, size = len(self.members), len(self.members[0].data.train)
+        start = size * torch.arange(runs).view(-1, 1, 1)
+        for groups in zip(*(member._groups(member.data.train, epoch) for member in self.members), strict=True):
+            rows = torch.stack([torch.stack([_columns(*each) for each in group]) for group in groups], dim=1)
+            steps, _, columns, count = rows.shape  # (steps, S, K, B)
+            place = rows + start
+            x = self.x.index_select(0, place.flatten()).view(steps, runs, columns * count, -1)
+            y = self.y.index_select(0, place.transpose(1, 2).flatten()).view(steps, -1, *self.y.shape[1:])
+            batches = [Batch(x[0, 0], y[0, : columns * count], None, None, count)] * runs
+            for step, (own, target) in enumerate(zip(x.unbind(), y.unbind(), strict=True)):
+                if not self.blind:
+                    labels = target.view(columns, runs, count, *target.shape[1:])
+                    batches = [
+                        Batch(own[run], labels[:, run].flatten(0, 1), None, rows[step, run].flatten(), count)
+                        for run in range(runs)
+                    ]
+                recipes = [member.method.drawn(one) for member, one in zip(self.members, batches, strict=True)]
+                yield _Step(own, target, count, recipes)
+
+    def _train(self, step: _Step) -> Tensor:
+        """One optimiser step of all runs; (S,) their losses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._losses(step)
+        self.backward(losses, _mean(len(losses), step.anchors))
+        if self.budget.clip is not None:
+            _clip_each(self.stack.weights.values(), self.budget.clip)
+        self.optimizer.step()
+        return losses.detach().view(-1, step.anchors).mean(dim=1)
+
+    def _losses(self, step: _Step) -> Tensor:
+        """(S * B,) the losses of all runs' anchors."""
+        count, runs = step.anchors, len(step.recipes)
+        mixing = [recipe for recipe in step.recipes if recipe is not None]
+        if self.mixer is None or not mixing:
+            return self.task.losses(self.stack(step.x[:, :count]).flatten(0, 1), step.y[: runs * count])
+        joint = _joint(step.recipes, count, mixing[0].partner.shape[1])
+        output = self._forward(self.mixer, step, joint)
+        losses = self.mixer.objective(output, step.y, joint, self.task)
+        return losses if joint.loss_weight is None else losses * joint.loss_weight
+
+    def _forward(self, mixer: Mix, step: _Step, joint: Recipe) -> Tensor:
+        """The networks' output (S * B, ...) where each run mixes at the place of its own recipe."""
+        count, runs, x = step.anchors, len(step.recipes), step.x
+        places = dict.fromkeys(recipe.place for recipe in step.recipes if recipe is not None)
+        rewrite: dict[str, Callable[[Tensor], Tensor]] = {}
+        for place in places:
+            own = joint if len(places) == 1 else _at(place, joint, step.recipes, count)
+
+            def mix(h: Tensor, own: Recipe = own) -> Tensor:
+                mixed: Tensor = mixer.operation(_by_block(h, count), own, self.context)[0]
+                return mixed.view(runs, count, -1)
+
+            if place == "input":
+                x = mix(x)
+            else:
+                rewrite[place] = mix
+        return self.stack(x, rewrite).flatten(0, 1)
+
+    def _validation_inputs(self) -> Sequence[Tensor]:
+        """Validation rows (S, R, ...) of all runs, in pieces as large as those of a run alone."""
+        parts = [member.data.valid for member in self.members if member.data.valid is not None]
+        if not parts:
+            return ()
+        x = torch.stack([part.x for part in parts])
+        return [piece.contiguous() for piece in torch.split(x, max(1, ELEMENTS // x.shape[2]), dim=1)]
+
+    def _validation_outputs(self) -> Tensor | None:
+        """(S, rows, outputs)"""
+        if not self.validation:
+            return None
+        with torch.no_grad():
+            found = [self.stack(x) for x in self.validation]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def _finish(self, member: _Member) -> Fit | TrainingError:
+        if member.place in self.failed:
+            return TrainingError(self.failed[member.place])
+        member.seconds = self.seconds / len(self.members)
+        member.step_seconds = [seconds / len(self.members) for seconds in self.step_seconds]
+        member.model.load_state_dict(member.weights())
+        try:
+            return member._finish()
+        except TrainingError as error:
+            return error
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "configuration": self._configuration(),
+            "epochs": self.epochs,
+            "failed": self.failed,
+            "histories": [member.history for member in self.members],
+            "best": [member.best for member in self.members],
+            "methods": [member.method.state_dict() for member in self.members],
+            "weights": {name: value.detach() for name, value in self.stack.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
+        }
+        files.save(path, state)
+
+    def _configuration(self) -> list[dict[str, str]]:
+        return [member._configuration() for member in self.members]
+
+    def _resume(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            state = files.load(self.path)
+        except files.CheckpointError as error:
+            warnings.warn(f"{error}; training starts from the beginning", stacklevel=2)
+            return
+        if state["configuration"] != self._configuration():  # other seeds were still to run
+            return
+        with torch.no_grad():
+            for name, value in self.stack.weights.items():
+                value.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for place, member in enumerate(self.members):
+            member.method.load_state_dict(state["methods"][place])
+            member.history, member.best = state["histories"][place], state["best"][place]
+        self.epochs, self.failed = state["epochs"], state["failed"]
+        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+
+
+def _by_block(h: Tensor, count: int) -> Tensor:
+    """(K * S * B, ...) the anchors of all runs, then their first guests, and so on, from (S, K * B, ...)."""
+    if len(h) == 1 or h.shape[1] == count:
+        return h.flatten(0, 1)
+    return h.view(len(h), -1, count, *h.shape[2:]).transpose(0, 1).flatten(0, 2)
+
+
+def _columns(anchors: Tensor, guests: Tensor | None) -> Tensor:
+    """(K, B) training rows of a batch, anchors first."""
+    return anchors.unsqueeze(0) if guests is None else torch.cat((anchors.unsqueeze(0), guests.T))
+
+
+def _blind(method: Method) -> bool:
+    """Whether drawing a recipe need not look at a batch, only at its size.
+
+    Pairings of the whole table look whether a guest is its own anchor. Without dropout and batch norm a sample mixed
+    with a copy of itself is the same as one that is not mixed.
+    """
+    mixer = method.mixer
+    if mixer is None:
+        return True
+    known = type(mixer.pairing) is RandomPairing or type(mixer.pairing).__call__ is InTable.__call__
+    return known and type(mixer).recipe is Mix.recipe
+
+
+@lru_cache(maxsize=8)
+def _mean(rows: int, count: int) -> Tensor:
+    """The gradient of the sum over runs of their mean losses."""
+    return torch.full((rows,), 1.0 / count)
+
+
+def _joint(recipes: Sequence[Recipe | None], count: int, k: int) -> Recipe:
+    """The recipe of all runs' rows as they are fetched; runs that do not mix name themselves."""
+    runs = len(recipes)
+    if runs == 1 and recipes[0] is not None:
+        return recipes[0]
+    each = [recipe or Recipe(*_unmixed(count, k)) for recipe in recipes]
+    share = torch.cat([recipe.share for recipe in each])
+    same = all(recipe.label_share is recipe.share for recipe in each)
+    labels = None if same else torch.cat([recipe.label_share for recipe in each])
+    weight = None
+    if any(recipe.loss_weight is not None for recipe in each):
+        ones = torch.ones(count)
+        weight = torch.cat([ones if recipe.loss_weight is None else recipe.loss_weight for recipe in each])
+    usual = guest_layout(k, count, share.device)
+    if all(recipe.partner is usual for recipe in each):
+        partner = guest_layout(k, runs * count, share.device)
+    else:
+        rows = torch.stack([recipe.partner for recipe in each])
+        block = rows.div(count, rounding_mode="floor")
+        start = torch.arange(0, runs * count, count).view(-1, 1, 1)
+        partner = (rows + block * ((runs - 1) * count) + start).flatten(0, 1)
+    return Recipe(partner, share, labels, weight)  # type: ignore[arg-type]
+
+
+def _unmixed(count: int, k: int) -> tuple[Tensor, Tensor]:
+    share = torch.zeros(count, k)
+    share[:, 0] = 1.0
+    return torch.arange(count).unsqueeze(1).expand(-1, k), share
+
+
+def _at(place: str, joint: Recipe, recipes: Sequence[Recipe | None], count: int) -> Recipe:
+    """The recipe with which the runs that mix at `place` do so, and the others keep their rows as they are."""
+    here = torch.tensor([recipe is not None and recipe.place == place for recipe in recipes])
+    own = _unmixed(1, joint.share.shape[1])[1]
+    share = torch.where(here.repeat_interleave(count).unsqueeze(1), joint.share, own)
+    return replace(joint, share=share, label_share=share)
+
+
+def _clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """`clip_grad_norm_` for each run of the stack."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))

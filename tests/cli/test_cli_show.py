@@ -1,0 +1,134 @@
+import sys
+
+import pytest
+import torch
+
+import omnimix as om
+from omnimix.cli import main
+
+PIL = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["omnimix", "show", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def size(path):
+    with PIL.open(path) as image:
+        return image.size
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        PIL.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+    return "red.png", "blue.png"
+
+
+def test_two_image_files_over_lam(call, files, tmp_path):
+    code, out, err = call("mixup,cutmix", *files, "-o", "sub/picture.png")
+    assert (code, out) == (0, "")
+    assert "Picture: sub/picture.png" in err
+    wide, _ = size(tmp_path / "sub/picture.png")
+    assert wide > 700
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("selective-mixup",), "0 % (at random 50 %) of pairs are of one class"),
+        (("c-mixup",), "the share of the sample itself"),
+        (("c-mixup:place=hidden", "airfoil"), "100 % of steps mix hidden states, at block1"),
+        (("midpoint-mixup", "digits"), "always 0.5"),
+        (("mixup:k=3", "wine"), "met a partner"),
+    ],
+)
+def test_methods_on_data_that_suit_them(call, tmp_path, arguments, said):
+    code, _, err = call(*arguments, "-o", "p.png")
+    assert code == 0, err
+    assert said in err
+    assert size(tmp_path / "p.png")[0] > 100
+
+
+def test_a_table_of_the_user(call, tmp_path):
+    lines = ["a,b,place,kind", *(f"{i % 7},{i % 11},{'xy'[i % 2]},{'uvw'[i % 3]}" for i in range(60))]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    code, _, err = call("lisa", "mine.csv", "--target", "kind", "--domain", "place", "-o", "p.png")
+    assert code == 0, err
+    assert "of one domain" in err
+
+
+def test_quiet_says_nothing(call, files):
+    assert call("mixup", *files, "-q", "-o", "p.png") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name a method"),
+        (("mixup", "--all"), "name a method"),
+        (("mixpu",), "did you mean"),
+        (("erm",), "mixes nothing"),
+        (("resampling",), "mixes nothing"),
+        (("regmix-regression",), "give k as a number"),
+        (("mixup", "red.png"), "two images or more"),
+        (("mixup", "gone.png", "red.png"), "gone.png cannot be read"),
+        (("mixup", "digits", "wine"), "name one data set"),
+        (("c-mixup", "digits"), "is for regression"),
+        (("cutmix", "wine"), "needs image inputs"),
+        (("lisa", "wine"), "domain"),
+        (("mixup", "red.png", "blue.png", "-o", "picture.jpg"), ".png"),
+        (("mixup,c-mixup", "wine"), "is for regression"),
+        (("mixup,manifold-mixup", "wine"), "one at a time"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(call, files, arguments, message):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+class HalfAndHalf(om.Method):
+    """Mixes in a way of its own."""
+
+    def loss(self, model, batch, **streams):
+        batch = om.Batch.of(batch)
+        return self.task.mean_loss(model(0.5 * (batch.x + batch.x.flip(0))), batch.y)
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    from omnimix.core import registry
+
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    om.register("half-and-half", paper="a test")(HalfAndHalf)
+
+
+def test_a_plug_in_that_mixes_by_itself(call, plugin, files):
+    code, _, err = call("half-and-half", *files, "-o", "p.png")
+    assert code == 0, err
+    assert "a way of its own" in err
+
+
+def test_all_is_a_folder_with_a_plain_line_a_method(call, tmp_path, monkeypatch):
+    from omnimix.core import registry
+
+    monkeypatch.setattr(registry, "methods", lambda *_: ["c-mixup", "erm", "lisa"])
+    torch.manual_seed(0)
+    code, out, err = call("--all", "-o", "gallery")
+    assert (code, out) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "gallery").iterdir()) == ["c-mixup.png", "lisa.png"]
+    assert "[2/3] erm mixes nothing" in err
+    assert "\x1b" not in err
