@@ -1,18 +1,9 @@
-"""The Python examples of the README run, in order, in one process."""
+"""The README names all methods, and the evidence that it links is there (tests/test_docs.py runs its code)."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-
-
-def test_the_python_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    code = "\n".join([*blocks, 'from omnimix.testing import check_method\ncheck_method("gentle-mix")'])
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_every_method_is_in_the_table():

@@ -100,8 +100,3 @@ class RandomPairing(InBatch):
 
     def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return torch.stack([permutation(len(batch), generator) for _ in range(self.k - 1)], dim=1)
-
-    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        own = torch.arange(len(batch), device=generator.device)  # everybody has a partner: there is nothing to fill
-        columns = [own, *(permutation(len(batch), generator) for _ in range(self.k - 1))]
-        return torch.stack(columns, dim=1).to(batch.device)
