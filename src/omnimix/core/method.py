@@ -258,18 +258,25 @@ class Mix(Method):
 
     def recipe(self, batch: Batch) -> Recipe | None:
         """Draw who is mixed with whom, how much and where; None: this step does not mix."""
-        if self.probability < 1 and float(uniform(1, generator=self.generator)) >= self.probability:
+        if not self.draw_whether():
             return None
         partner = self.pairing(batch, self.generator)
-        if self._shares:
-            share = self._shares.popleft().expand(len(batch), -1)
-        else:
-            share = self.ratio(len(batch), partner.shape[1], self.generator)
-        share = share.to(batch.device, non_blocking=True)
-        place = self.places[0]
-        if len(self.places) > 1:
-            place = self.places[int(integers(len(self.places), 1, generator=self.generator))]
-        return Recipe(partner, share, place=place)
+        share = self.draw_share(len(batch), partner.shape[1]).to(batch.device, non_blocking=True)
+        return Recipe(partner, share, place=self.draw_place())
+
+    def draw_whether(self) -> bool:
+        """Whether the step mixes: the first of the draws of `recipe`, before the partners."""
+        return self.probability == 1 or float(uniform(1, generator=self.generator)) < self.probability
+
+    def draw_share(self, rows: int, k: int) -> Tensor:
+        """(rows, k) the shares: the draw of `recipe` after the partners."""
+        return self._shares.popleft().expand(rows, -1) if self._shares else self.ratio(rows, k, self.generator)
+
+    def draw_place(self) -> str:
+        """Where to mix: the last of the draws of `recipe`."""
+        if len(self.places) == 1:
+            return self.places[0]
+        return self.places[int(integers(len(self.places), 1, generator=self.generator))]
 
     @property
     def mixer(self) -> Mix | None:

@@ -23,6 +23,7 @@ from ..core.batch import Batch
 from ..core.method import Method, Mix
 from ..core.operation import Context
 from ..core.pairing import InTable, RandomPairing
+from ..core.random import permutation
 from ..core.recipe import Recipe, guest_layout
 from ..networks.stacked import Stack, stackable
 from . import checkpoint as files
@@ -33,6 +34,8 @@ from .parts import Data, Part
 from .quick import quick_backward
 
 Progress = Callable[[int, int], None]
+_Drawn = tuple[Recipe | None, Sequence[str | None]]
+"""The recipe of all runs' rows, None if no run mixes, and where each mixes, None for those that do not."""
 _CPU = Alone(torch.device("cpu"))
 
 
@@ -100,13 +103,15 @@ class _Step(NamedTuple):
     """One step of all runs: B anchors each, and K - 1 guests an anchor where partners come from the whole table.
 
     x: (S, K * B, ...), of each run the anchors, then the first guests, and so on. y: (K * S * B, ...), the anchors of
-    all runs, then the first guests of all runs, and so on.
+    all runs, then the first guests of all runs, and so on; the recipe names these rows, and is None if no run mixes.
+    places: where each run mixes; None for those that do not in this step.
     """
 
     x: Tensor
     y: Tensor
     anchors: int
-    recipes: Sequence[Recipe | None]
+    recipe: Recipe | None
+    places: Sequence[str | None]
 
 
 class _Together:
@@ -162,9 +167,6 @@ class _Together:
             self.path.unlink(missing_ok=True)
         return [self._finish(member) for member in self.members]
 
-    def _alive(self) -> Iterator[_Member]:
-        return (member for member in self.members if member.place not in self.failed)
-
     def _epoch(self, epoch: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.budget.rate(epoch)
@@ -197,16 +199,24 @@ class _Together:
             place = rows + start
             x = self.x.index_select(0, place.flatten()).view(steps, runs, columns * count, -1)
             y = self.y.index_select(0, place.transpose(1, 2).flatten()).view(steps, -1, *self.y.shape[1:])
-            batches = [Batch(x[0, 0], y[0, : columns * count], None, None, count)] * runs
-            for step, (own, target) in enumerate(zip(x.unbind(), y.unbind(), strict=True)):
-                if not self.blind:
-                    labels = target.view(columns, runs, count, *target.shape[1:])
-                    batches = [
-                        Batch(own[run], labels[:, run].flatten(0, 1), None, rows[step, run].flatten(), count)
-                        for run in range(runs)
-                    ]
-                recipes = [member.method.drawn(one) for member, one in zip(self.members, batches, strict=True)]
-                yield _Step(own, target, count, recipes)
+            recipes: Iterable[_Drawn]
+            if self.mixer is None:
+                recipes = [(None, (None,) * runs)] * steps
+            elif self.blind:
+                recipes = _drawn_ahead([member.method for member in self.members], steps, count, columns)
+            else:
+                labels = y.view(steps, columns, runs, count, *self.y.shape[1:])
+                recipes = (self._drawn(x[j], labels[j], rows[j], count) for j in range(steps))
+            for own, target, (recipe, places) in zip(x.unbind(), y.unbind(), recipes, strict=True):
+                yield _Step(own, target, count, recipe, places)
+
+    def _drawn(self, x: Tensor, y: Tensor, rows: Tensor, count: int) -> _Drawn:
+        """What the methods draw for their batches of one step."""
+        recipes = [
+            member.method.drawn(Batch(x[run], y[:, run].flatten(0, 1), None, rows[run].flatten(), count))
+            for run, member in enumerate(self.members)
+        ]
+        return _joint(recipes, count), [None if recipe is None else recipe.place for recipe in recipes]
 
     def _train(self, step: _Step) -> Tensor:
         """One optimiser step of all runs; (S,) their losses."""
@@ -220,22 +230,21 @@ class _Together:
 
     def _losses(self, step: _Step) -> Tensor:
         """(S * B,) the losses of all runs' anchors."""
-        count, runs = step.anchors, len(step.recipes)
-        mixing = [recipe for recipe in step.recipes if recipe is not None]
-        if self.mixer is None or not mixing:
-            return self.task.losses(self.stack(step.x[:, :count]).flatten(0, 1), step.y[: runs * count])
-        joint = _joint(step.recipes, count, mixing[0].partner.shape[1])
-        output = self._forward(self.mixer, step, joint)
-        losses = self.mixer.objective(output, step.y, joint, self.task)
-        return losses if joint.loss_weight is None else losses * joint.loss_weight
+        count, recipe = step.anchors, step.recipe
+        if self.mixer is None or recipe is None:
+            x, y = step.x[:, :count], step.y[: count * len(step.places)]
+            return self.task.losses(self.stack(x).flatten(0, 1), y)
+        output = self._forward(self.mixer, step, recipe)
+        losses = self.mixer.objective(output, step.y, recipe, self.task)
+        return losses if recipe.loss_weight is None else losses * recipe.loss_weight
 
-    def _forward(self, mixer: Mix, step: _Step, joint: Recipe) -> Tensor:
-        """The networks' output (S * B, ...) where each run mixes at the place of its own recipe."""
-        count, runs, x = step.anchors, len(step.recipes), step.x
-        places = dict.fromkeys(recipe.place for recipe in step.recipes if recipe is not None)
+    def _forward(self, mixer: Mix, step: _Step, recipe: Recipe) -> Tensor:
+        """The networks' output (S * B, ...) where each run mixes at its own place."""
+        count, runs, x = step.anchors, len(step.places), step.x
+        places = dict.fromkeys(place for place in step.places if place is not None)
         rewrite: dict[str, Callable[[Tensor], Tensor]] = {}
         for place in places:
-            own = joint if len(places) == 1 else _at(place, joint, step.recipes, count)
+            own = recipe if len(places) == 1 else _at(place, recipe, step.places, count)
 
             def mix(h: Tensor, own: Recipe = own) -> Tensor:
                 mixed: Tensor = mixer.operation(_by_block(h, count), own, self.context)[0]
@@ -326,16 +335,43 @@ def _columns(anchors: Tensor, guests: Tensor | None) -> Tensor:
 
 
 def _blind(method: Method) -> bool:
-    """Whether drawing a recipe need not look at a batch, only at its size.
+    """Whether recipes can be drawn for many steps ahead, from the sizes of the batches alone.
 
     Pairings of the whole table look whether a guest is its own anchor. Without dropout and batch norm a sample mixed
     with a copy of itself is the same as one that is not mixed.
     """
-    mixer = method.mixer
-    if mixer is None:
-        return True
-    known = type(mixer.pairing) is RandomPairing or type(mixer.pairing).__call__ is InTable.__call__
-    return known and type(mixer).recipe is Mix.recipe
+    if not isinstance(method, Mix) or method.labels is not None:
+        return False
+    known = type(method.pairing) is RandomPairing or type(method.pairing).__call__ is InTable.__call__
+    return known and type(method).recipe is Mix.recipe and type(method).drawn is Mix.drawn
+
+
+def _drawn_ahead(methods: Sequence[Any], steps: int, count: int, columns: int) -> list[_Drawn]:
+    """What methods that are `_blind` draw for batches of `count` anchors, draw by draw as `Mix.recipe` does."""
+    runs, k = len(methods), methods[0].pairing.k
+    in_batch = columns == 1
+    own, alone = torch.arange(count), _unmixed(count, k)[1]
+    guests, shares, places = [], [], []
+    for method in methods:
+        for _ in range(steps):
+            mixes = method.draw_whether()
+            if in_batch:
+                some = [permutation(count, method.generator) if mixes else own for _ in range(k - 1)]
+                guests.append(some[0] if k == 2 else torch.stack(some))
+            shares.append(method.draw_share(count, k) if mixes else alone)
+            places.append(method.draw_place() if mixes else None)
+    share = torch.stack(shares).view(runs, steps, count, k).transpose(0, 1).flatten(1, 2)
+    if in_batch:
+        partner = torch.stack(guests).view(runs, steps, k - 1, count) + count * torch.arange(runs).view(-1, 1, 1, 1)
+        first = torch.arange(runs * count).expand(steps, -1).unsqueeze(2)
+        partners = torch.cat((first, partner.permute(1, 0, 3, 2).flatten(1, 2)), dim=2).unbind()
+    else:
+        partners = (guest_layout(k, runs * count, share.device),) * steps
+    found: list[_Drawn] = []
+    for step, (partner, own_share) in enumerate(zip(partners, share.unbind(), strict=True)):
+        where = places[step::steps]
+        found.append((Recipe(partner, own_share) if any(where) else None, where))
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -344,11 +380,12 @@ def _mean(rows: int, count: int) -> Tensor:
     return torch.full((rows,), 1.0 / count)
 
 
-def _joint(recipes: Sequence[Recipe | None], count: int, k: int) -> Recipe:
+def _joint(recipes: Sequence[Recipe | None], count: int) -> Recipe | None:
     """The recipe of all runs' rows as they are fetched; runs that do not mix name themselves."""
-    runs = len(recipes)
-    if runs == 1 and recipes[0] is not None:
-        return recipes[0]
+    runs, mixing = len(recipes), [recipe for recipe in recipes if recipe is not None]
+    if not mixing:
+        return None
+    k = mixing[0].partner.shape[1]
     each = [recipe or Recipe(*_unmixed(count, k)) for recipe in recipes]
     share = torch.cat([recipe.share for recipe in each])
     same = all(recipe.label_share is recipe.share for recipe in each)
@@ -357,14 +394,10 @@ def _joint(recipes: Sequence[Recipe | None], count: int, k: int) -> Recipe:
     if any(recipe.loss_weight is not None for recipe in each):
         ones = torch.ones(count)
         weight = torch.cat([ones if recipe.loss_weight is None else recipe.loss_weight for recipe in each])
-    usual = guest_layout(k, count, share.device)
-    if all(recipe.partner is usual for recipe in each):
-        partner = guest_layout(k, runs * count, share.device)
-    else:
-        rows = torch.stack([recipe.partner for recipe in each])
-        block = rows.div(count, rounding_mode="floor")
-        start = torch.arange(0, runs * count, count).view(-1, 1, 1)
-        partner = (rows + block * ((runs - 1) * count) + start).flatten(0, 1)
+    rows = torch.stack([recipe.partner for recipe in each])
+    block = rows.div(count, rounding_mode="floor")
+    start = torch.arange(0, runs * count, count).view(-1, 1, 1)
+    partner = (rows + block * ((runs - 1) * count) + start).flatten(0, 1)
     return Recipe(partner, share, labels, weight)  # type: ignore[arg-type]
 
 
@@ -374,12 +407,12 @@ def _unmixed(count: int, k: int) -> tuple[Tensor, Tensor]:
     return torch.arange(count).unsqueeze(1).expand(-1, k), share
 
 
-def _at(place: str, joint: Recipe, recipes: Sequence[Recipe | None], count: int) -> Recipe:
+def _at(place: str, recipe: Recipe, places: Sequence[str | None], count: int) -> Recipe:
     """The recipe with which the runs that mix at `place` do so, and the others keep their rows as they are."""
-    here = torch.tensor([recipe is not None and recipe.place == place for recipe in recipes])
-    own = _unmixed(1, joint.share.shape[1])[1]
-    share = torch.where(here.repeat_interleave(count).unsqueeze(1), joint.share, own)
-    return replace(joint, share=share, label_share=share)
+    here = torch.tensor([where == place for where in places])
+    own = _unmixed(1, recipe.share.shape[1])[1]
+    share = torch.where(here.repeat_interleave(count).unsqueeze(1), recipe.share, own)
+    return replace(recipe, share=share, label_share=share)
 
 
 def _clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
