@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= omnimix-out
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs lint clean
 
 $(VENV)/compare.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "omnimix needs Python 3.10 or newer; try: make PYTHON=python3.12 ...")'
@@ -13,7 +13,7 @@ $(VENV)/compare.stamp: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/compare.stamp
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]" --editable examples/plugin
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev,docs]" --editable examples/plugin
 	touch $@
 
 # Mixing helps (noisy labels), and mixing hurts (a smooth regression): about three minutes on two cores.
@@ -27,10 +27,13 @@ test: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
+docs: $(VENV)/dev.stamp
+	$(BIN)/mkdocs build --strict
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site

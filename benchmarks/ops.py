@@ -1,4 +1,4 @@
-"""Speed of mixup, CutMix and FMix, per batch and per sample, side by side with torchvision, timm and FMix's own code.
+"""Speed of operations on images, per batch and per sample, side by side with torchvision, timm and FMix's own code.
 
     python benchmarks/ops.py [--json] [--fmix-reference DIR] [--sides 224 32] [--repeats 15] [--threads 2]
 
@@ -26,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimix.samples.operation import cutmix, fmix, mixup
+from omnimix.samples.operation import cutmix, fmix, gridmix, mixup, mosaic, resizemix, saliencymix, smoothmix
 
 BATCH, CLASSES, OURS = 128, 100, "omnimix"
 Call = Callable[[Tensor, Tensor], Any]
 Row = tuple[str, str, str]  # operation, mode, who
+OPERATIONS = (mixup, cutmix, fmix, gridmix, mosaic, resizemix, saliencymix, smoothmix)
 
 
 def ours() -> dict[Row, Call]:
@@ -38,13 +39,13 @@ def ours() -> dict[Row, Call]:
 
     def call(operation: Any, per_sample: bool) -> Call:
         def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            mixed = operation(x, y, alpha=1.0, per_sample=per_sample, generator=source)
+            mixed = operation(x, y, per_sample=per_sample, generator=source)
             return mixed.x, mixed.soft_target(CLASSES)
 
         return run
 
-    modes, operations = {"batch": False, "sample": True}, {"mixup": mixup, "cutmix": cutmix, "fmix": fmix}
-    return {(name, mode, OURS): call(op, flag) for name, op in operations.items() for mode, flag in modes.items()}
+    modes = {"batch": False, "sample": True}
+    return {(op.__name__, mode, OURS): call(op, flag) for op in OPERATIONS for mode, flag in modes.items()}
 
 
 def torchvision() -> dict[Row, Call]:

@@ -206,3 +206,20 @@ def test_the_help_has_panels(call):
     _, out, _ = call("compare", "--help")
     for panel in ("Data", "Rows of the table", "Training", "Tuning and selection", "Running"):
         assert f" {panel} " in out
+
+
+def test_runs_are_logged_and_trained_one_by_one_on_demand(call, tmp_path):
+    pytest.importorskip("lightning")
+    (tmp_path / "mine.csv").write_text(
+        "a,b,y\n" + "".join(f"{i % 7},{i % 5},{i % 7 + i % 5 + i / 100}\n" for i in range(60))
+    )
+    options = ["compare", "--data", "mine.csv", "--target", "y", "--methods", "erm,mixup", "--seeds", "2", *SMALL]
+    status, _, said = call(*options, "--out", "o", "--log", "csv:logs", "--apart")
+    assert status == 0, said
+    assert len(list((tmp_path / "logs").glob("*/metrics.csv"))) == 4
+    rows = sqlite3.connect(tmp_path / "o" / "store.db").execute("SELECT versions FROM runs").fetchall()
+    assert len(rows) == 4
+    assert not any("together" in json.loads(row[0]) for row in rows)
+    status, _, said = call(*options, "--log", "paper:x")
+    assert status == 2
+    assert "tensorboard:FOLDER, mlflow:URI or csv:FOLDER" in " ".join(said.split())

@@ -132,6 +132,18 @@ def compare(
             help="Of the Ray cluster (auto, ray://host:10001). Default: one started here.", rich_help_panel=RUNNING
         ),
     ] = None,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart",
+            help="Train every run by itself; else the seeds of a small network train together where that is possible.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(help="Also log runs to tensorboard:FOLDER, mlflow:URI or csv:FOLDER.", rich_help_panel=RUNNING),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.", rich_help_panel=RUNNING),
@@ -145,6 +157,7 @@ def compare(
     A comparison that was stopped continues where it was: runs in the store are not repeated.
     """
     with user_errors():
+        from ..compare.run import Watch
         from ..compare.run import compare as run
         from ..compare.spec import parse_seeds, parse_specs, settings
         from ..compare.suite import compare_suite, data_names
@@ -174,7 +187,18 @@ def compare(
         asked = [common.model_copy(update={"data": name}) for name in data_names(data)]
         messages = console(stderr=True)
         watch = _Watch(messages, quiet, several=len(asked) > 1)
-        how: dict[str, Any] = {"workers": jobs, "watch": watch, "engine": engine, "address": address}
+        seen: Watch = watch
+        if log is not None:
+            from ..integrations.loggers import by_address, log_runs
+
+            seen = log_runs(by_address(log), watch)
+        how: dict[str, Any] = {
+            "workers": jobs,
+            "watch": seen,
+            "engine": engine,
+            "address": address,
+            "together": not apart,
+        }
         try:
             result = compare_suite(asked, out, **how) if len(asked) > 1 else run(asked[0], out, **how)
         except KeyboardInterrupt:

@@ -111,10 +111,10 @@ def require_float(x: Tensor) -> None:
         )
 
 
-def spatial_size(x: Tree, recipe: Recipe) -> tuple[int, ...]:
-    """The sizes of the last 1 to 3 axes of x (R, C, *spatial), for operations that mix two samples by a mask.
+def spatial_size(x: Tree, recipe: Recipe, two: bool = True) -> tuple[int, ...]:
+    """The sizes of the last 1 to 3 axes of x (R, C, *spatial), for operations that mix samples by masks.
 
-    ValueError for trees, integers, tables (R, F) and recipes of more than two samples.
+    ValueError for trees, integers, tables (R, F), and, if `two`, recipes of more than two samples.
     """
     if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -123,6 +123,6 @@ def spatial_size(x: Tree, recipe: Recipe) -> tuple[int, ...]:
             f"(B, C, H, W), got {got}; mix tables and trees with mixup"
         )
     require_float(x)
-    if recipe.share.shape[1] != 2:
+    if two and recipe.share.shape[1] != 2:
         raise ValueError(f"a masking mix joins two samples, got k = {recipe.share.shape[1]}; use mixup for more")
     return tuple(x.shape[2:])

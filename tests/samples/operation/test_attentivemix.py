@@ -41,6 +41,11 @@ def test_cells_need_not_divide_the_image(size, grid):
     assert mixed.recipe.lam[:2].tolist() == [1.0, 0.0]
 
 
+def test_at_least_one_cell_is_pasted():
+    recipe = attentivemix(torch.zeros(2, 1, 4, 4), torch.arange(2), torch.rand(2, 1, 2, 2), generator=draw()).recipe
+    assert recipe.lam.tolist() == [0.75, 0.75]  # 6 / 49 of four cells would be none
+
+
 def test_a_frozen_teacher_says_where():
     teacher = nn.Sequential(nn.AvgPool2d(4))  # attends to what is bright
     x, y = torch.zeros(3, 1, 16, 16), torch.arange(3)

@@ -105,7 +105,8 @@ def test_linear_stretch_is_interpolation_of_the_box():
     x = torch.rand(3, 2, 11, 14, generator=draw())
     source = torch.tensor([[1, 2], [0, 0], [4, 4]]), torch.tensor([[6, 9], [11, 14], [5, 5]])
     target = torch.tensor([[0, 3], [2, 2], [3, 3]]), torch.tensor([[9, 14], [3, 8], [7, 9]])
-    found = stretch(x, source, target, "linear")
+    rows = torch.tensor([2, 0, 1])
+    found = stretch(x[rows], rows.argsort(), source, target, "linear")
     for i in range(3):
         (a, b), (c, d) = source[0][i].tolist(), source[1][i].tolist()
         (e, f), (g, h) = target[0][i].tolist(), target[1][i].tolist()

@@ -11,11 +11,14 @@ from omnimix.core.registry import info
 
 AREA = [
     "attentivemix",
+    "co-mixup",
     "cutmix",
     "fmix",
     "gridmix",
+    "gridmix-local",
     "mixup",
     "mosaic",
+    "puzzle-mix",
     "resizemix",
     "saliencymix",
     "smoothmix",

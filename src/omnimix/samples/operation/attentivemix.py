@@ -32,7 +32,7 @@ def top_cells(maps: Tensor, count: Tensor) -> Tensor:
 
 
 class AttentiveCells(Operation):
-    """Show the partner in its most salient cells that make up about its share; shares follow the mask.
+    """Show the partner in its most salient cells that make up about its share, at least one; shares follow the mask.
 
     saliency: how to find them, whose grid is the grid of cells, or the maps of all rows. x: (R, C, *spatial) with 1 to
     3 spatial axes; ValueError for other inputs.
@@ -46,8 +46,8 @@ class AttentiveCells(Operation):
         size = spatial_size(x, recipe)
         partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
         maps = self.saliency(x, context)[partner]
-        count = ((1.0 - lam.double()) * maps[0].numel()).round()
-        mask = top_cells(maps, count)
+        count = ((1.0 - lam.double()) * maps[0].numel()).round().clamp(min=1)
+        mask = top_cells(maps, count * (lam < 1))
         for axis, side in enumerate(size, 2):
             mask = mask.index_select(axis, torch.arange(side, device=x.device) * mask.shape[axis] // side)
         kept = mask.flatten(1).mean(dim=1)
@@ -67,8 +67,8 @@ def attentivemix(
     """Mix a batch: `mixed = attentivemix(x, y, MeanActivation(teacher, side=224))`.
 
     x: float tensor (B, C, *spatial) with 1 to 3 spatial axes. saliency: an omnimix Saliency, or maps (B, 1, *grid).
-    share: of the cells, in [0, 1], that are pasted; rounded to whole cells. lam: 1 - share, one for each sample. y,
-    partner: see `cutmix`. ValueError for tables, integer x or arguments out of range.
+    share: of the cells, in [0, 1], that are pasted; rounded to whole cells, at least one. lam: 1 - share, a number or
+    (B,) values. y, partner: see `cutmix`. ValueError for tables, integer x or arguments out of range.
     """
     return mix_once(x, y, RandomPairing(), Constant(1.0 - share), AttentiveCells(saliency), lam, partner, generator)
 

@@ -3,9 +3,8 @@
     n holes a row, cell = ceil(crop / n), hole = int(cell sqrt(1 - lam)) in 1..cell - 1,  m = 0 in the holes;
     x~_i = m x_i + (1 - m) x_pi(i),   y~_i = mean(m) y_i + (1 - mean(m)) y_pi(i),   lam ~ Beta(alpha, alpha)
 
-Source: the GridMix of the mixup tool boxes (I. Dobrynin's GridMixup, 2020; openmixup). Cost: 1. Not the method of the
-same name by Baek, Bang, Shim, Pattern Recognition 2021, which takes each cell of an n x n grid from one of the two and
-has a second, local, classifier: `GridCells` below is its mask.
+Source: the GridMix of the mixup tool boxes (I. Dobrynin's GridMixup, 2020; openmixup). Cost: 1. The GridMix of
+Pattern Recognition 2021 is another method: see `gridmix_local`.
 """
 
 from __future__ import annotations
@@ -96,29 +95,6 @@ class GridHoles(Operation):
         number = torch.minimum(number, (crop[:, -1] // 2).clamp(min=1)).unsqueeze(1)
         cell = ((crop[:, -1:] + number - 1) // number).expand_as(crop)
         return low, crop, cell
-
-
-class GridCells(Operation):
-    """Take each cell of an n^d grid from the sample with probability lam, else from the partner; shares follow.
-
-    n: cells along each axis. per_sample: a grid for each sample, else one for the batch, for the first sample's share.
-    The mask of Baek et al. 2021 (from memory of the paper). x: as for `GridHoles`.
-    """
-
-    def __init__(self, n: int = 4, *, per_sample: bool = False) -> None:
-        self.n, self.per_sample = at_least("n", n, 1), per_sample
-
-    def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
-        size = spatial_size(x, recipe)
-        partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
-        lam = lam if self.per_sample else lam[:1]
-        draws = uniform(len(lam), *[self.n] * len(size), generator=context.generator).to(x.device)
-        mask = (draws < lam.double().view(-1, *[1] * len(size))).float().unsqueeze(1)
-        for axis, side in enumerate(size, 2):
-            mask = mask.index_select(axis, torch.arange(side, device=x.device) * self.n // side)
-        kept = mask.flatten(1).mean(dim=1)
-        share = torch.stack((kept, 1.0 - kept), dim=1).expand(len(partner), 2)
-        return blend(x, partner, mask.to(x.dtype)), recipe.with_share(share, mask)
 
 
 def gridmix(

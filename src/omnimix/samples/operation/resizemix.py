@@ -45,9 +45,9 @@ class PasteResized(Operation):
         high = torch.minimum((centre - extent // 2).clamp(min=0) + extent, side)
         low = high - extent
         mask = outside(low, high, size)
-        pasted = stretch(x[partner], (torch.zeros_like(low), side.expand_as(low)), (low, high))
+        mixed = stretch(x, partner, (torch.zeros_like(low), side.expand_as(low)), (low, high))
+        mixed.lerp_(x[: len(partner)], mask.to(x.dtype))
         kept = 1.0 - extent.prod(dim=1) / math.prod(size)
-        mixed = torch.where(mask.bool(), x[: len(partner)], pasted)
         return mixed, recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask)
 
 

@@ -58,8 +58,8 @@ class SemanticBox(Operation):
         here = here[0], torch.where(empty.unsqueeze(1), *here)
         mask, cut = outside(*here, size), outside(*there, size)
         source, target = ([edge.expand(count, -1) for edge in box] for box in (there, here))
-        pasted = stretch(x[partner], (source[0], source[1]), (target[0], target[1]), "linear")
-        mixed = torch.where(mask.bool(), x[:count], pasted)
+        mixed = stretch(x, partner, (source[0], source[1]), (target[0], target[1]), "linear")
+        mixed.lerp_(x[:count], mask.to(x.dtype))
 
         maps = normalised(_from_zero(at_size(self.saliency(x, context), size)))
         own = 1.0 - (maps[:count] * (1.0 - mask)).flatten(1).sum(dim=1)

@@ -40,9 +40,10 @@ def _box_sums(before: Tensor, radius: int) -> Tensor:
     """Sums over the cells c - radius .. c + radius, as far as they exist, from the sums of all cells before."""
     for axis in range(2, before.ndim):
         side = before.shape[axis] - 1
-        cell = torch.arange(side, device=before.device)
-        high = before.index_select(axis, (cell + radius + 1).clamp(max=side))
-        before = high - before.index_select(axis, (cell - radius).clamp(min=0))
+        first, last = before.narrow(axis, 0, 1), before.narrow(axis, side, 1)
+        shape = [radius if a == axis else -1 for a in range(before.ndim)]
+        wide = torch.cat((first.expand(shape), before, last.expand(shape)), dim=axis)
+        before = wide.narrow(axis, 2 * radius + 1, side) - wide.narrow(axis, 0, side)
     return before
 
 

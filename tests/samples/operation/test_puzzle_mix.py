@@ -1,0 +1,233 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import omnimix as om
+from omnimix.core.operation import Context
+from omnimix.core.recipe import Recipe
+from omnimix.samples.operation.puzzle_mix import Puzzle, border_steps, energy_terms, puzzle_mix
+from omnimix.samples.operation.solver import convex_labels
+from omnimix.samples.operation.solver.blocks import block_grid, cut_up, put_together
+
+FIRST, SECOND = torch.tensor([[[0.7, 0.1], [0.1, 0.1]]]), torch.tensor([[[0.1, 0.1], [0.1, 0.7]]])
+SMOOTH = [tuple(torch.zeros(1, 1, 2) for _ in range(4)), tuple(torch.zeros(1, 2, 1) for _ in range(4))]
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n=6, size=(16, 16), seed=0):
+    g = draw(seed)
+    return torch.rand(n, 3, *size, generator=g), torch.rand(n, 1, *size, generator=g) ** 3
+
+
+def best_mask(own, guest, steps, lam, **options):
+    terms = energy_terms(own, guest, steps, torch.tensor([lam]), **options)
+    z = convex_labels(*terms) / (terms[0].shape[1] - 1)
+    return z[0], float(energy(z[0], own[0], guest[0], steps, lam, **options))
+
+
+def energy(z, own, guest, steps, lam, beta=1.2, eta=0.2, gamma=0.5, labels=3):
+    """The formula of the paper for one square image; pixel terms for masks of 0 and 1 or for all pixels equal."""
+    blocks, beta = z.numel(), beta / 16 / z.shape[0]
+    ways = torch.distributions.Binomial(labels - 1, torch.tensor(lam).double())
+    total = (z * guest + (1 - z) * own).sum() - eta / blocks * ways.log_prob((z * (labels - 1)).double()).sum()
+    for axis, phi in enumerate(steps):
+        a, b = z.narrow(axis, 0, z.shape[axis] - 1), z.narrow(axis, 1, z.shape[axis] - 1)
+        p11, p10, p01, p00 = (beta * gamma * p[0] for p in phi)
+        total = total + beta * ((a - b) ** 2).sum()
+        total = total + (a * b * p11 + a * (1 - b) * p10 + (1 - a) * b * p01 + (1 - a) * (1 - b) * p00).sum()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("lam", "beta", "mask", "lowest"),
+    [
+        (0.5, 1.2, [[1, 0.5], [0.5, 0]], 0.645444),
+        (0.9, 1.2, [[1, 1], [1, 0]], 0.736867),
+        (0.1, 1.2, [[1, 0], [0, 0]], None),
+        (0.5, 24.0, [[0.5, 0.5], [0.5, 0.5]], 1.138629),
+    ],
+)
+def test_hand_computed_masks(lam, beta, mask, lowest):
+    found, value = best_mask(FIRST, SECOND, SMOOTH, lam, beta=beta)
+    assert found.tolist() == mask
+    assert lowest is None or value == pytest.approx(lowest, abs=1e-6)
+
+
+def test_alone_the_saliency_decides_every_block():
+    x, maps = images(8)
+    lam = torch.linspace(0.1, 0.9, 8)
+    partner = torch.arange(8).roll(1)
+    mixed = puzzle_mix(x, torch.arange(8), maps, beta=0.0, eta=0.0, blocks=4, transport=False, lam=lam, partner=partner)
+    blocks = maps[:, 0].unflatten(1, (4, 4)).unflatten(3, (4, 4)).mean(dim=(2, 4))
+    blocks = blocks / blocks.sum(dim=(1, 2), keepdim=True)
+    expected = (blocks > blocks[partner]).float()
+    assert torch.equal(mixed.recipe.mask[:, 0, ::4, ::4], expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_mask_of_two_labels_is_better_for_the_pixels_of_the_images(seed):
+    x, maps = images(2, (12, 12), seed)
+    partner, grid = torch.tensor([1]), (3, 3)
+    blocks = maps[:, 0].unflatten(1, (3, 4)).unflatten(3, (3, 4)).mean(dim=(2, 4))
+    blocks = blocks / blocks.sum(dim=(1, 2), keepdim=True)
+    steps = border_steps(x, partner, grid, 2)
+    options = {"beta": 4.0, "gamma": 1.0, "labels": 2}
+    _, value = best_mask(blocks[:1], blocks[1:], steps, 0.4, **options)
+    every = itertools.product((0.0, 1.0), repeat=9)
+    masks = (torch.tensor(z).view(3, 3) for z in every)
+    assert value == pytest.approx(min(float(energy(z, *blocks, steps, 0.4, **options)) for z in masks), abs=1e-6)
+
+
+def test_borders_are_compared_in_pooled_pixels():
+    x = torch.zeros(2, 1, 4, 4)
+    x[0, 0, 1], x[0, 0, 2], x[1, 0, 2, :2] = 1.0, 3.0, 5.0
+    (down, _), partner = border_steps(x, torch.tensor([1]), (2, 2), 1), torch.tensor([1])
+    p11, p10, p01, p00 = (p[0, 0].tolist() for p in down)
+    assert (p11, p10, p01, p00) == ([2, 2], [4, 1], [3, 3], [5, 0])
+    pooled = border_steps(x, partner, (2, 2), 2)[0][0]
+    assert pooled[0, 0].tolist() == [1, 1]  # mean of rows 0 and 1 against that of rows 2 and 3
+
+
+def test_swapped_images_swap_the_mask():
+    x, maps = images(2, seed=3)
+    pair, options = torch.tensor([1, 0]), {"labels": 2, "blocks": 8, "beta": 0.2, "transport": False}
+    mixed = puzzle_mix(x, pair, maps, lam=torch.tensor([0.3, 0.7]), partner=pair, **options)
+    own, other = mixed.recipe.mask
+    assert torch.equal(own, 1 - other) and 0 < own.mean() < 1
+
+
+@pytest.mark.parametrize("size", [(40,), (16, 16), (24, 40), (13, 10), (8, 8, 4)])
+@pytest.mark.parametrize("options", [{}, {"transport": False}, {"piece": 2}, {"labels": 4}, {"blocks": 16}])
+def test_shares_are_those_of_a_mask_of_blocks(size, options):
+    x, maps = images(5, size)
+    mixed = puzzle_mix(x, torch.arange(5), maps, per_sample=True, generator=draw(), **options)
+    mask, levels = mixed.recipe.mask, 2 if options.get("labels") is None else 3
+    assert mixed.x.shape == x.shape and mask.shape == (5, 1, *size)
+    torch.testing.assert_close(mixed.recipe.lam, mask.flatten(1).mean(dim=1))
+    torch.testing.assert_close(mixed.recipe.share.sum(dim=1), torch.ones(5))
+    torch.testing.assert_close(mask * levels, (mask * levels).round())
+    if options.get("transport") is False:
+        partner = mixed.recipe.partner[:, 1]
+        torch.testing.assert_close(mixed.x, mask * x + (1 - mask) * x[partner])
+
+
+def test_transport_brings_salient_blocks_under_the_mask():
+    x, maps = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    x[:, 0, :2, :2] = torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    maps += torch.tensor([1e-3, 2e-3]).view(2, 1, 1, 1)
+    maps[:, 0, :2, :2] = 1.0  # both are salient in the same corner, which the first, a bit more so, gets
+    y, pair = torch.arange(2), torch.tensor([1, 0])
+    still, moved = (
+        puzzle_mix(x, y, maps, blocks=4, beta=0.0, eta=0.0, lam=0.5, partner=pair, transport=t).x[0]
+        for t in (False, True)
+    )
+    assert {*still.unique().tolist()} == {0.0, 1.0}
+    assert {*moved.unique().tolist()} == {0.0, 1.0, 2.0} and float(moved[0, 0, 0]) == 1.0
+
+
+def test_the_mask_and_the_transport_each_keep_more_saliency():
+    """Of a total of 2, random masks keep 1. The pixels of these images are their saliency."""
+    maps = (torch.rand(60, 1, 4, 4, generator=draw(5)) ** 4).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    maps = maps / maps.flatten(1).sum(dim=1).view(-1, 1, 1, 1)
+    options = {"blocks": 4, "gamma": 0.0, "eps": 0.05, "lam": 0.5, "partner": torch.arange(60).roll(1)}
+    kept = [float(puzzle_mix(maps, torch.arange(60), maps, transport=t, **options).x.sum()) / 60 for t in (False, True)]
+    assert 1.02 < kept[0] < kept[1] - 0.01
+
+
+def test_lam_one_and_zero_show_one_image():
+    x, maps = images(4)
+    pair = torch.arange(4).roll(1)
+    mixed = puzzle_mix(x, pair, maps, lam=torch.tensor([1.0, 0.0, 1.0, 0.0]), partner=pair)
+    assert torch.equal(mixed.x, torch.stack((x[0], x[0], x[2], x[2])))
+    assert mixed.recipe.lam.tolist() == [1, 0, 1, 0]
+
+
+def test_maps_without_a_gradient_are_uniform():
+    x, _ = images(4)
+    mixed = puzzle_mix(x, torch.arange(4), torch.zeros(4, 1, 16, 16), lam=0.9, partner=torch.arange(4).roll(1))
+    assert bool(mixed.x.isfinite().all()) and bool((mixed.recipe.lam > 0.9).all())
+
+
+def test_half_precision_and_inputs_unchanged():
+    x, maps = images(5)
+    before = x.clone(), maps.clone()
+    full = puzzle_mix(x, torch.arange(5), maps, generator=draw(2))
+    assert torch.equal(x, before[0]) and torch.equal(maps, before[1])
+    half = puzzle_mix(x.half(), torch.arange(5), maps, generator=draw(2))
+    assert half.x.dtype == torch.float16
+    torch.testing.assert_close(half.x.float(), full.x, atol=2e-3, rtol=0)
+
+
+def test_the_scale_undoes_the_normalisation():
+    x, maps = images(6)
+    y, std = torch.arange(6), (0.2, 0.3, 0.5)
+    options = {"beta": 20.0, "gamma": 2.0, "blocks": 8}
+    plain = puzzle_mix(x, y, maps, generator=draw(1), **options)
+    other = puzzle_mix(x / torch.tensor(std).view(1, 3, 1, 1), y, maps, generator=draw(1), scale=std, **options)
+    assert torch.equal(plain.recipe.mask, other.recipe.mask)
+
+
+def test_blocks_are_drawn_from_the_given_ones():
+    x, maps = images(12)
+    g, seen = draw(), set()
+    for _ in range(40):
+        mask = puzzle_mix(x, torch.arange(12), maps, beta=0.0, eta=0.0, transport=False, generator=g).recipe.mask
+        runs = [int(n) for row in mask[:, 0] for r in row for n in torch.unique_consecutive(r, return_counts=True)[1]]
+        seen.add(min(runs))
+    assert seen == {1, 2, 4, 8}
+
+
+def test_blocks_take_images_apart_and_put_them_together():
+    for size, grid in [((12,), (3,)), ((4, 6), (2, 3)), ((2, 4, 6), (2, 1, 3))]:
+        x = torch.rand(2, 3, *size, generator=draw())
+        parts = cut_up(x, grid)
+        assert parts.shape == (2, torch.Size(grid).numel(), x[0].numel() // torch.Size(grid).numel())
+        assert torch.equal(put_together(parts, grid, x), x)
+    assert cut_up(torch.arange(16.0).view(1, 1, 4, 4), (2, 2))[0, 1].tolist() == [2, 3, 6, 7]
+    assert block_grid((32, 24, 13, 6, 1), 4) == (4, 4, 13, 3, 1)
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3))
+
+
+def test_the_clean_loss_joins_the_step():
+    x, _ = images(6, (8, 8))
+    y = torch.arange(6) % 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Net()
+    grads = {}
+    for clean in (0.0, 2.0):
+        method = om.create("puzzle-mix", clean=clean).setup(model, om.Classification(3), generator=draw(4))
+        loss = method.loss(model, (x, y))
+        grads[clean] = loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
+    plain = om.create("erm").setup(model, om.Classification(3)).loss(model, (x, y))
+    known = torch.autograd.grad(plain, list(model.parameters()))
+    torch.testing.assert_close(grads[2.0][0], grads[0.0][0] + 2 * plain.detach())
+    for total, mixed, alone in zip(grads[2.0][1], grads[0.0][1], known, strict=True):
+        torch.testing.assert_close(total, mixed + 2 * alone)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"labels": 1}, {"blocks": 0}, {"blocks": ()}, {"beta": -1.0}, {"near": 0}, {"piece": 0}, {"eps": -0.1}],
+)
+def test_bad_arguments(options):
+    x, maps = images(2)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        puzzle_mix(x, torch.arange(2), maps, **options)
+
+
+def test_maps_of_other_rows_are_refused():
+    x, maps = images(4)
+    with pytest.raises(ValueError, match="saliency"):
+        puzzle_mix(x, torch.arange(4), maps[:3])
+    with pytest.raises(ValueError, match="network"):
+        Puzzle()(x, Recipe(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]])), Context(draw()))
