@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from omnimix.compare import engine
 from omnimix.compare.engine import shared_fractions
+from omnimix.compare.jobs import execute, units
 from omnimix.compare.run import make_plan
 from omnimix.compare.spec import settings
 from omnimix.compare.store import Failure, Run
@@ -96,3 +98,34 @@ def test_progress_is_seen_while_jobs_run():
     list(engine.run([tuple(jobs)], plan, 1, np.zeros(1).view(Spy)))
     assert seen[1:] == [0.5, 1.0, 1.0]
     assert 0 < seen[0] < 1e-6
+
+
+def test_runs_that_train_together_agree_with_runs_alone_and_with_one_another():
+    plan, jobs = plan_of(("erm", "manifold-mixup", "c-mixup"), seeds=(0, 1, 2))
+    found = {}
+    for together, workers in ((True, 1), (True, 2), (False, 1)):
+        mine = replace(plan, together=together)
+        made = units(jobs, mine, workers)
+        assert [len(unit) for unit in made] == ([3] * 3 if together else [1] * 9)
+        ran = [run for unit in made for run in execute(unit, mine)]
+        assert all(isinstance(run, Run) for run in ran), ran
+        assert all(run.versions.get("together") == ("3" if together else None) for run in ran)
+        found[together, workers] = {run.key: run for run in ran}
+    for job in jobs:
+        one, other, alone = (found[how][job.key] for how in found)
+        assert one.history == other.history
+        assert one.metrics == other.metrics
+        assert one.metrics == pytest.approx(alone.metrics, rel=1e-4)
+        assert one.best_epoch == alone.best_epoch
+        assert [row["train_loss"] for row in one.history] == pytest.approx(
+            [row["train_loss"] for row in alone.history], rel=1e-4
+        )
+
+
+def test_the_seeds_of_a_method_are_shared_out_among_the_workers():
+    plan, jobs = plan_of(("erm",), seeds=range(5))
+    assert [len(unit) for unit in units(jobs, plan, 2)] == [3, 2]
+    whole = {run.key: run for run in execute(units(jobs, plan, 1)[0], plan)}
+    for unit in units(jobs, plan, 2):
+        for run in execute(unit, plan):
+            assert run.metrics == whole[run.key].metrics
