@@ -73,10 +73,11 @@ def test_an_operation_knows_targets_and_where_it_needs_it_the_network():
 
 
 def test_at_a_hidden_tap_there_is_no_network_to_look_through():
-    model = Net()
-    method = om.Mix(operation=SalientBox(InputGradient()), places=("conv",)).setup(model, om.Classification(4))
-    with pytest.raises(ValueError, match="mixes at 'input'"):
-        method.loss(model, (X, Y))
+    method = om.Mix(operation=SalientBox(InputGradient()), places=("input", "conv"))
+    with pytest.raises(ValueError, match="at 'input' only"):
+        method.setup(Net(), om.Classification(4))
+    hidden = om.Mix(operation=SalientBox(), places=("conv",)).setup(Net(), om.Classification(4))
+    assert hidden.loss(hidden.given.model, (X, Y)).isfinite()
 
 
 def test_functions_without_the_network_say_what_to_do():

@@ -232,6 +232,11 @@ class Mix(Method):
             self.split = given.split or Split(given.model)
         self.pairing.prepare(given.table, self.generator)
         self.places = self.resolve_places(given)
+        if "network" in self.operation.needs and self.places != ("input",):
+            raise ValueError(
+                f"{type(self.operation).__name__} looks at the inputs through the network, so that it can mix at "
+                f"'input' only, got places {self.places}"
+            )
 
     def resolve_places(self, given: Setup) -> tuple[str, ...]:
         """The places to draw from, once the network is known; names that are no taps are refused."""

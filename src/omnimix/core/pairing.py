@@ -100,3 +100,10 @@ class RandomPairing(InBatch):
 
     def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return torch.stack([permutation(len(batch), generator) for _ in range(self.k - 1)], dim=1)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        if type(self).partners is not RandomPairing.partners:
+            return super().__call__(batch, generator)
+        count = len(batch)  # everybody has a partner: nothing to fill
+        columns = [permutation(count, generator) for _ in range(self.k - 1)]
+        return torch.stack((torch.arange(count, device=generator.device), *columns), dim=1).to(batch.device)

@@ -98,7 +98,8 @@ def test_swapped_images_swap_the_mask():
     pair, options = torch.tensor([1, 0]), {"labels": 2, "blocks": 8, "beta": 0.2, "transport": False}
     mixed = puzzle_mix(x, pair, maps, lam=torch.tensor([0.3, 0.7]), partner=pair, **options)
     own, other = mixed.recipe.mask
-    assert torch.equal(own, 1 - other) and 0 < own.mean() < 1
+    assert torch.equal(own, 1 - other)
+    assert 0 < own.mean() < 1
 
 
 @pytest.mark.parametrize("size", [(40,), (16, 16), (24, 40), (13, 10), (8, 8, 4)])
@@ -107,7 +108,8 @@ def test_shares_are_those_of_a_mask_of_blocks(size, options):
     x, maps = images(5, size)
     mixed = puzzle_mix(x, torch.arange(5), maps, per_sample=True, generator=draw(), **options)
     mask, levels = mixed.recipe.mask, 2 if options.get("labels") is None else 3
-    assert mixed.x.shape == x.shape and mask.shape == (5, 1, *size)
+    assert mixed.x.shape == x.shape
+    assert mask.shape == (5, 1, *size)
     torch.testing.assert_close(mixed.recipe.lam, mask.flatten(1).mean(dim=1))
     torch.testing.assert_close(mixed.recipe.share.sum(dim=1), torch.ones(5))
     torch.testing.assert_close(mask * levels, (mask * levels).round())
@@ -127,7 +129,8 @@ def test_transport_brings_salient_blocks_under_the_mask():
         for t in (False, True)
     )
     assert {*still.unique().tolist()} == {0.0, 1.0}
-    assert {*moved.unique().tolist()} == {0.0, 1.0, 2.0} and float(moved[0, 0, 0]) == 1.0
+    assert {*moved.unique().tolist()} == {0.0, 1.0, 2.0}
+    assert float(moved[0, 0, 0]) == 1.0
 
 
 def test_the_mask_and_the_transport_each_keep_more_saliency():
@@ -150,14 +153,16 @@ def test_lam_one_and_zero_show_one_image():
 def test_maps_without_a_gradient_are_uniform():
     x, _ = images(4)
     mixed = puzzle_mix(x, torch.arange(4), torch.zeros(4, 1, 16, 16), lam=0.9, partner=torch.arange(4).roll(1))
-    assert bool(mixed.x.isfinite().all()) and bool((mixed.recipe.lam > 0.9).all())
+    assert bool(mixed.x.isfinite().all())
+    assert bool((mixed.recipe.lam > 0.9).all())
 
 
 def test_half_precision_and_inputs_unchanged():
     x, maps = images(5)
     before = x.clone(), maps.clone()
     full = puzzle_mix(x, torch.arange(5), maps, generator=draw(2))
-    assert torch.equal(x, before[0]) and torch.equal(maps, before[1])
+    assert torch.equal(x, before[0])
+    assert torch.equal(maps, before[1])
     half = puzzle_mix(x.half(), torch.arange(5), maps, generator=draw(2))
     assert half.x.dtype == torch.float16
     torch.testing.assert_close(half.x.float(), full.x, atol=2e-3, rtol=0)

@@ -70,6 +70,7 @@ class CutBox(Operation):
         lam = lam if self.per_sample else lam[:1]
         draws = [integers(side, len(lam), generator=source) for side in size]
         boxes: list[Any] = []
+        pays = x[0].numel() >= 2**16 and not (x.requires_grad and torch.is_grad_enabled())
         if x.device.type == "cpu" and not self.per_sample:  # numbers are faster than tensors of one number
             boxes = [(..., *cut_box(float(lam), size, [int(draw) for draw in draws]))]
             mask = torch.ones(1, 1, *size)
@@ -79,13 +80,10 @@ class CutBox(Operation):
             low, high = cut_boxes(lam, size, torch.stack(draws, dim=1).to(x.device))
             mask = outside(low, high, size)
             kept = 1.0 - (high - low).prod(dim=1) / math.prod(size)
-            if x.device.type == "cpu":
+            if x.device.type == "cpu" and pays:
                 boxes = [(..., *map(slice, *edges)) for edges in zip(low.tolist(), high.tolist(), strict=True)]
         share = torch.stack((kept, 1.0 - kept), dim=1).expand(len(partner), 2)
-        if not boxes or x[0].numel() < 2**16 or (x.requires_grad and torch.is_grad_enabled()):
-            mixed = blend(x, partner, mask.to(x.dtype))
-        else:
-            mixed = _copy(x, partner, boxes)
+        mixed = _copy(x, partner, boxes) if boxes and pays else blend(x, partner, mask.to(x.dtype))
         return mixed, recipe.with_share(share, mask)
 
 

@@ -48,7 +48,8 @@ def border_steps(x: Tensor, partner: Tensor, grid: Sequence[int], near: int) -> 
     sides = [side // blocks for side, blocks in zip(x.shape[2:], grid, strict=True)]
     cubes = [nearest_divisor(side, near) for side in sides]
     coarse = pooled(x, [side // cube for side, cube in zip(x.shape[2:], cubes, strict=True)])
-    cells, count, steps = in_blocks(coarse, grid), len(partner), []
+    cells, count = in_blocks(coarse, grid), len(partner)
+    steps: list[tuple[Tensor, ...]] = []
     for axis, blocks in enumerate(grid):
         at = 2 + 2 * axis
         low = cells.narrow(at, 0, blocks - 1).select(at + 1, -1)

@@ -86,7 +86,9 @@ def test_a_single_output_is_nearly_optimal():
     ones = torch.eye(3).expand(len(masks), 3, 3)
     best = torch.stack([joint_objective(masks, c.expand(len(masks), 3, 3, 3), ones, gamma=0.0).min() for c in cost])
     excess = (value - best) / best.abs()
-    assert float(excess.min()) > -1e-5 and float(excess.mean()) < 1e-3 and float(excess.max()) < 0.02
+    assert float(excess.min()) > -1e-5
+    assert float(excess.mean()) < 1e-3
+    assert float(excess.max()) < 0.02
 
 
 def test_masks_are_inputs_or_halves_of_two():
@@ -104,7 +106,8 @@ def test_diversity_spreads_the_inputs():
     for gamma in (0.0, 1.0):
         used = joint_masks(cost, compat, gamma=gamma, start=start).flatten(3).amax(dim=3) > 0
         sets.append(sum(len({tuple(row) for row in group.tolist()}) for group in used))
-    assert sets[0] < 0.6 * sets[1] and sets[1] > 6 * 7
+    assert sets[0] < 0.6 * sets[1]
+    assert sets[1] > 6 * 7
 
 
 def test_groups_are_solved_apart():

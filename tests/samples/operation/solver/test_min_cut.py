@@ -115,4 +115,5 @@ def test_the_costs_are_left_as_they_were():
     unary, weights = problem((4, 4), 3, 3)
     before = unary.clone(), [w.clone() for w in weights]
     convex_labels(unary, weights)
-    assert torch.equal(unary, before[0]) and all(map(torch.equal, weights, before[1]))
+    assert torch.equal(unary, before[0])
+    assert all(map(torch.equal, weights, before[1]))

@@ -33,7 +33,8 @@ def test_a_large_temperature_spreads_evenly():
 def test_gradients_reach_the_cost():
     cost = torch.rand(1, 3, 3, requires_grad=True, generator=torch.Generator().manual_seed(2))
     (sinkhorn(cost, 0.1) * cost).sum().backward()
-    assert bool(cost.grad.isfinite().all()) and bool(cost.grad.any())
+    assert bool(cost.grad.isfinite().all())
+    assert bool(cost.grad.any())
 
 
 @pytest.mark.parametrize(("eps", "iterations"), [(0.0, 5), (-1.0, 5), (0.1, 0)])
