@@ -252,7 +252,7 @@ def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
     for step in one.shown.steps:
         if step.seen is not None:
             rows = range(min(len(LAMS), len(step.seen)))
-            own = [(step.batch.x[i], "sample") for i in rows]
+            own = [(step.batch.x[i % len(step.batch)], "sample") for i in rows]  # versions lie below each other
             return [_Line(name, own), _Line("", [(step.seen[i], "to the network") for i in rows])]
         if step.recipe is not None:
             for row in (~step.recipe.unmixed).nonzero().flatten().tolist():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,16 +92,17 @@ class MixStyle(Mix):
         one_of("pairing", pairing, ("random", "crossdomain"))
         partners = RandomPairing() if pairing == "random" else OtherDomain()
         places = ("input",) if taps is None else taps
-        super().__init__(
-            partners, Beta(alpha, per_sample=True), Statistics(), places=places, probability=probability
-        )
+        super().__init__(partners, Beta(alpha, per_sample=True), Statistics(), places=places, probability=probability)
         self.taps = taps
 
     def resolve_places(self, given: Setup) -> tuple[str, ...]:
         if self.taps is None:
             self.places = (given.split or Split(given.model)).taps[:2]
         self._splits = [Split(given.model) for _ in self.places]  # one holds one tap at a time
-        return super().resolve_places(given)
+        for place, split in zip(self.places, self._splits, strict=True):
+            split._check("tap", place)
+        self.split = self._splits[0]
+        return self.places
 
     def loss(self, model: nn.Module, batch: Any, **streams: Any) -> Tensor:
         self._given()
@@ -115,4 +116,4 @@ class MixStyle(Mix):
         return self.task.mean_loss(output, batch.y)
 
     def _restyle(self, recipe: Recipe, h: Tensor) -> Tensor:
-        return self.operation(h, recipe, Context(self.generator))[0]  # type: ignore[return-value]
+        return cast(Tensor, self.operation(h, recipe, Context(self.generator))[0])

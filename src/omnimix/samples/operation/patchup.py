@@ -28,7 +28,7 @@ from ...core.pairing import RandomPairing
 from ...core.ratio import Beta, Constant
 from ...core.recipe import Recipe, rowwise
 from ...core.registry import register
-from ...core.search import Choice, Log, Uniform
+from ...core.search import Choice, Uniform
 from ...core.split import Split
 from ...core.tree import Tree
 from .cutmix import CutMix
