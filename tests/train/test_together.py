@@ -6,7 +6,7 @@ from torch import nn
 
 import omnimix as om
 from omnimix.core.method import Mix
-from omnimix.core.objective import MixedLoss
+from omnimix.core.objective import LabelPolicy, MixedLoss
 from omnimix.networks import create
 from omnimix.networks.stacked import Stack, stackable
 from omnimix.train import Budget, Data, Part, TrainingError, fit
@@ -47,6 +47,8 @@ METHODS = [
     {"name": "c-mixup"},
     {"name": "c-mixup", "place": "block1", "bandwidth": 0.2},
     {"name": "c-mixup", "batch": True},
+    {"name": "c-mixup", "place": "flat"},
+    {"name": "manifold-mixup", "taps": ("flat", "block2")},
     {"name": "midpoint-mixup"},
     {"name": "early-stopped-mixup", "stop": 0.5},
     {"name": "regmix-regression", "k": 3},
@@ -92,12 +94,22 @@ def test_what_is_declared_by_row_is_all_that_is_trained_together():
         def __call__(self, output, y, recipe, task):
             return super().__call__(output, y, recipe, task) + output.mean()
 
+    class OtherMean(MixedLoss):
+        def mean(self, output, y, recipe, task):
+            return super().mean(output, y, recipe, task) + output.mean()
+
+    class Policy(LabelPolicy):
+        def __call__(self, recipe, context):
+            return recipe
+
     class OtherStep(Mix):
         def step(self, *args, **kw):
             return super().step(*args, **kw)
 
     assert possible(om.create("mixup"))
     assert not possible(Mix(objective=OtherLoss()))
+    assert not possible(Mix(objective=OtherMean()))
+    assert not possible(Mix(labels=Policy()))
     assert not possible(OtherStep())
     assert not possible(om.create("regmixup"))
     assert not possible(om.create("mixup"), precision="bf16-mixed")
@@ -116,6 +128,10 @@ def test_a_stack_computes_what_its_networks_do_and_gives_their_weights_back():
         found = stack.of(run)
         assert found.keys() == network.state_dict().keys()
         assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+    act = nn.ReLU()
+    assert not stackable(nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act))
+    assert not stackable(nn.Linear(2, 2))
+    assert not stackable(nn.Sequential(nn.Linear(2, 2).requires_grad_(False)))
     assert not stackable(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     assert not stackable(create("small-cnn", (1, 8, 8), 2))
 

@@ -191,8 +191,11 @@ def _show(plan: Plan, job: Job, data: Data) -> Shown:
     draws = DRAWS if data.train.nbytes else 128
     try:
         method, network = create(job.method, job.parameters), make_network(plan, job.seed)
-        return Shown(str(job.method), data, watch(method, network, data, batch_size=size, draws=draws))
-    except ValueError as error:
+        steps = watch(method, network, data, batch_size=size, draws=draws)
+        for step in steps[:1]:
+            _ = step.mixed
+        return Shown(str(job.method), data, steps)
+    except (ValueError, RuntimeError) as error:
         return Shown(str(job.method), data, [], str(error))
 
 

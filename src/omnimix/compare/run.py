@@ -119,8 +119,9 @@ def _run_missing(
     todo = units([job for job in jobs if job.key not in have], plan, workers)
     with engines.shared_fractions(len(todo)) as fractions, watch(plan, todo, len(have), fractions) as ended:
         for outcomes in compute(todo, plan, fractions=fractions):
-            for outcome in outcomes:
+            for outcome in outcomes:  # kept before anybody is told
                 store.add(outcome)
+            for outcome in outcomes:
                 ended(outcome)
 
 

@@ -130,7 +130,7 @@ def create(spec: Spec, defaults: Mapping[str, Value] | None = None) -> Method:
             raise ValueError(f"{spec.name} has no parameter {key!r}; did you mean {near[0]!r}?")
     try:
         method = registry.create(spec.name, **fit_sequences(card.factory, given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:  # also of words where it takes an object
         raise ValueError(f"{spec}: {error}") from error
     return _control(spec, method) if spec.control else method
 
@@ -187,8 +187,8 @@ def parse_seeds(text: str | int | Sequence[int]) -> tuple[int, ...]:
         seeds = tuple(numbers) if "," in text else tuple(range(numbers[0])) if numbers else ()
     else:
         seeds = tuple(text)
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be a count >= 1 or different integers >= 0, got {text!r}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise ValueError(f"seeds must be a count >= 1 or different integers >= 0 and below 2^32, got {text!r}")
     return seeds
 
 

@@ -192,8 +192,8 @@ def _same(method: Method, base: type[Method], *names: str) -> bool:
 
 def _by_row(part: Operation | Objective) -> bool:
     """What the class says that defines how it is called: subclasses that call it otherwise say so themselves."""
-    caller = next(kind for kind in type(part).__mro__ if "__call__" in vars(kind))
-    return bool(vars(caller).get("by_row", False))
+    caller = next((kind for kind in type(part).__mro__ if "__call__" in vars(kind)), None)
+    return caller is not None and bool(vars(caller).get("by_row", False))
 
 
 class Mix(Method):
@@ -290,7 +290,11 @@ class Mix(Method):
     @property
     def by_row(self) -> bool:
         hooks = ("loss", "mixed_loss", "forward", "mix", "apply", "plain_loss", "step", "predict")
-        return _same(self, Mix, *hooks) and _by_row(self.operation) and _by_row(self.objective)
+        plain_mean = type(self.objective).mean in (Objective.mean, MixedLoss.mean)
+        labels = self.labels is None or self.labels.by_row
+        return (
+            _same(self, Mix, *hooks) and _by_row(self.operation) and _by_row(self.objective) and plain_mean and labels
+        )
 
     def drawn(self, batch: Batch) -> Recipe | None:
         recipe = self.recipe(batch)

@@ -60,6 +60,9 @@ class MixedLoss(Objective):
 class LabelPolicy(ABC):
     """Sets the label shares after the operation (and, where it reads predictions, after the forward pass)."""
 
+    by_row: ClassVar[bool] = False
+    """Whether it follows from the shares alone, and draws from the context's generator at most."""
+
     @abstractmethod
     def __call__(self, recipe: Recipe, context: Context) -> Recipe:
         """The recipe with other `label_share` or `loss_weight`."""

@@ -10,6 +10,7 @@ need `log_metrics(metrics, step)`, `log_hyperparams(params)` and `finalize(statu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -52,8 +53,17 @@ def log_runs(make: Callable[[str], Any], watch: Watch | None = None) -> Watch:
     def both(
         plan: Plan, units: list[Unit], found: int, fractions: np.ndarray
     ) -> Iterator[Callable[[Run | Failure], None]]:
+        broken = False
+
         def ended(outcome: Run | Failure) -> None:
-            log_run(_check(make(run_name(outcome))), outcome)
+            nonlocal broken
+            if broken:
+                return
+            try:
+                log_run(_check(make(run_name(outcome))), outcome)
+            except Exception as error:  # the comparison is worth more than its log
+                broken = True
+                warnings.warn(f"logging stopped: {error}; the results are in the store", stacklevel=2)
 
         if watch is None:
             yield ended

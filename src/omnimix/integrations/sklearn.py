@@ -102,6 +102,8 @@ class _MixEstimator(BaseEstimator):  # type: ignore[misc]
                     'pip install "omnimix[compare]"; or give them as method_params'
                 ) from error
             spec = Spec.parse(name)
+            if spec.control or spec.times != 1:
+                raise ValueError(f"method={name!r}: rows of a comparison such as @2x or @pairs are no estimators")
             name, given = spec.name, {**dict(spec.parameters), **given}
         if "any" not in (inputs := registry.info(name).inputs):
             raise ValueError(f"{name} needs {' or '.join(inputs)} inputs, X is a table; use another method")

@@ -1,7 +1,8 @@
 """Several small networks of one shape as one: their weights lie in stacks, and a layer computes all of them at once.
 
-Inputs are (S, R, width): R rows for each of S runs. What one run computes does not depend on how many others are
-stacked with it, bit for bit. There are no modules and hooks: for small networks those take longer than the arithmetic.
+Inputs are (S, R, width): R rows for each of S runs. What one run computes depends on how many others are stacked with
+it by rounding at most, and on many shapes not at all. There are no modules and hooks: for small networks those take
+longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def stackable(network: nn.Module) -> bool:
-    """Whether the network is a plain sequence of linear layers and elementwise ones, for rows (R, width)."""
+    """Whether the network is a plain sequence of linear layers and elementwise ones, for rows (R, width).
+
+    Each is used once, and all weights are trained.
+    """
     modules = list(network.modules())
+    if not isinstance(network, nn.Sequential) or not all(p.requires_grad for p in network.parameters()):
+        return False
+    if len(modules) != sum(1 for _ in network.named_modules(remove_duplicate=False)):
+        return False
     plain = all(
         type(module).forward is nn.Sequential.forward
         if isinstance(module, nn.Sequential)
@@ -46,8 +54,8 @@ class Stack:
             if isinstance(module, nn.Linear):
                 alike = [cast(nn.Linear, network.get_submodule(name)) for network in networks]
                 self._add(self._linear(name, alike), name, networks[0])
-            elif not isinstance(module, nn.Flatten):
-                self._add(module.forward, name, networks[0])
+            else:
+                self._add(_same if isinstance(module, nn.Flatten) else module.forward, name, networks[0])
 
     def _add(self, layer: Layer, name: str, network: nn.Module) -> None:
         """Note which modules end with the layer `name`, itself included."""
@@ -92,6 +100,10 @@ class Stack:
             own = value.detach()[run, :, :outputs]
             found[name] = (own.T if name.endswith("weight") else own[0]).clone(memory_format=torch.contiguous_format)
         return found
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _stacked(tensors: Sequence[Tensor], padding: int) -> nn.Parameter:

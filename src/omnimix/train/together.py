@@ -1,8 +1,7 @@
 """Several runs trained as one: stacked weights, one batch of all their batches, one step for all.
 
 Small networks spend their time between operations, not in them. Each run keeps its own data, order, generator, draws,
-validation and selected weights, so it gives what `fit` gives it alone, up to rounding; and bit for bit the same
-whatever runs beside it.
+validation and selected weights, so it gives what `fit` gives it alone, whatever runs beside it, up to rounding.
 """
 
 from __future__ import annotations
@@ -296,7 +295,10 @@ class _Together:
             "seconds": self.seconds,
             "step_seconds": self.step_seconds,
         }
-        files.save(path, state)
+        try:
+            files.save(path, state)
+        except OSError as error:  # a full disk: the results are worth more than the way back
+            warnings.warn(f"cannot write the checkpoint {path} ({error}); training goes on", stacklevel=2)
 
     def _configuration(self) -> list[dict[str, str]]:
         return [member._configuration() for member in self.members]

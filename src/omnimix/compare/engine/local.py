@@ -47,7 +47,9 @@ def _until_killed(left: dict[int, Unit], plan: Plan, workers: int, fractions: np
             del left[place]
             yield outcome
     except TerminatedWorkerError:
-        if not fractions.any():  # they died before they could start: nothing here would change that
+        if not any(
+            fractions[place] > 0 for place in left
+        ):  # they died before they could start: nothing here would change that
             raise
 
 

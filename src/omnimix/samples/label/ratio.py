@@ -33,6 +33,8 @@ class LabelRatio(LabelPolicy):
     mixes of more than two.
     """
 
+    by_row = True
+
     def __init__(self, ratio: LabelShare = "same", *, same_side: bool = True) -> None:
         self.ratio, self.same_side = _checked(ratio), same_side
 
