@@ -130,7 +130,7 @@ def test_an_interrupt_ends_the_cluster_that_was_started_and_keeps_what_is_finish
     assert not ray.is_initialized()
     assert (signal.getsignal(signal.SIGTERM), logging.getLogger("ray").level) == before
     with Store(tmp_path / "store.db") as store:
-        assert len(store) == 1
+        assert len(store) == 2
     assert len(compare(asked(("erm", "mixup")), tmp_path, source=source(), workers=1).runs) == 4
 
 
