@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from ...core.operation import Context, Operation, blend, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.preset import mix_once
 from ...core.random import integers
-from ...core.ratio import Beta
+from ...core.ratio import Beta, complete
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.search import Choice, Log
@@ -66,24 +67,26 @@ class CutBox(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, source = spatial_size(x, recipe), context.generator
-        partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
-        lam = lam if self.per_sample else lam[:1]
-        draws = [integers(side, len(lam), generator=source) for side in size]
-        boxes: list[Any] = []
+        partner, count = recipe.partner[:, 1].to(x.device), len(recipe.partner) if self.per_sample else 1
+        draws = [integers(side, count, generator=source) for side in size]
         pays = x[0].numel() >= 2**16 and not (x.requires_grad and torch.is_grad_enabled())
+        boxes: list[Any] = []
         if x.device.type == "cpu" and not self.per_sample:  # numbers are faster than tensors of one number
-            boxes = [(..., *cut_box(float(lam), size, [int(draw) for draw in draws]))]
+            box = cut_box(float(recipe.share[0, 0]), size, [int(draw) for draw in draws])
             mask = torch.ones(1, 1, *size)
-            mask[boxes[0]] = 0.0
-            kept = torch.tensor([1.0 - math.prod(b.stop - b.start for b in boxes[0][1:]) / math.prod(size)])
+            mask[(..., *box)] = 0.0
+            kept = float(np.float32(1.0 - math.prod(edge.stop - edge.start for edge in box) / math.prod(size)))
+            share = torch.tensor([[kept, 1.0 - kept]]).expand(len(partner), 2)
+            boxes = [(..., *box)] if pays else []
         else:
+            lam = recipe.lam.to(x.device)[:count]
             low, high = cut_boxes(lam, size, torch.stack(draws, dim=1).to(x.device))
             mask = outside(low, high, size)
-            kept = 1.0 - (high - low).prod(dim=1) / math.prod(size)
+            share = complete((1.0 - (high - low).prod(dim=1, keepdim=True) / math.prod(size)).expand(-1, 2))
+            share = share.expand(len(partner), 2)
             if x.device.type == "cpu" and pays:
                 boxes = [(..., *map(slice, *edges)) for edges in zip(low.tolist(), high.tolist(), strict=True)]
-        share = torch.stack((kept, 1.0 - kept), dim=1).expand(len(partner), 2)
-        mixed = _copy(x, partner, boxes) if boxes and pays else blend(x, partner, mask.to(x.dtype))
+        mixed = _copy(x, partner, boxes) if boxes else blend(x, partner, mask.to(x.dtype))
         return mixed, recipe.with_share(share, mask)
 
 
