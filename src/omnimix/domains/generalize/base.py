@@ -1,0 +1,61 @@
+"""What methods of domain generalisation share: the domains of the training set, and statistics of a batch by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.batch import Batch
+from ...core.method import Method, Setup
+
+
+class ByDomain(Method):
+    """Base of methods whose loss looks at the domain of each sample.
+
+    `domains` holds the ids in the training set, ascending, after setup. Subclasses define `domain_loss`; in evaluation
+    mode the loss is the plain one.
+    """
+
+    needs = ("domain",)
+    domains: Tensor
+
+    def on_setup(self, given: Setup) -> None:
+        assert given.table is not None
+        self.domains = torch.unique(given.table["domain"])
+
+    def group(self, batch: Batch) -> Tensor:
+        """(B,) the place in `domains` of each sample; ValueError where the batch names none, or one not trained on."""
+        if batch.domain is None:
+            raise ValueError(f"{type(self).__name__} needs the domain of every sample: give Batch(x, y, domain=...)")
+        known = self.domains.to(batch.domain.device)
+        place = torch.searchsorted(known, batch.domain).clamp_(max=len(known) - 1)
+        if batch.domain.device.type == "cpu" and not torch.equal(known[place], batch.domain):
+            wrong = batch.domain[known[place] != batch.domain][0]
+            raise ValueError(f"the batch holds domain {int(wrong)}, the training table {known.tolist()}")
+        return place
+
+    def shares(self, batch: Batch) -> Tensor:
+        """(P, B) for each of the P domains in the batch: 1 / count for its samples, 0 elsewhere.
+
+        `shares @ values` are means by domain.
+        """
+        member = torch.nn.functional.one_hot(self.group(batch), len(self.domains)).T.float()
+        counts = member.sum(dim=1, keepdim=True)
+        return (member / counts)[counts.flatten() > 0]
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        self._given()
+        batch = Batch.of(batch).alone
+        return self.domain_loss(model, batch) if model.training else self.plain_loss(model, batch)
+
+    def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The scalar loss of a training step."""
+        raise NotImplementedError
+
+    def risks(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(P,) the mean loss of each domain in the batch."""
+        losses = self.task.losses(model(batch.x), batch.y)
+        return self.shares(batch).to(losses.dtype) @ losses

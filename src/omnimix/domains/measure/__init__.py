@@ -1,0 +1,1 @@
+"""What a model or its features are worth across domains."""
