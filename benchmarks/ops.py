@@ -1,11 +1,13 @@
-"""Speed of operations on images, per batch and per sample, side by side with torchvision, timm and FMix's own code.
+"""Speed of operations on images, per batch and per sample, side by side with torchvision, timm, kornia and FMix's code.
 
-    python benchmarks/ops.py [--json] [--fmix-reference DIR] [--sides 224 32] [--repeats 15] [--threads 2]
+    python benchmarks/ops.py [--json] [--quick] [--only cutmix mosaic] [--fmix-reference DIR] [--sides 224 32]
+        [--repeats 15] [--threads 2]
 
 All rows run in turn in one process, on the CPU, from the same float batch to mixed inputs and soft labels; times are
 medians in ms (and minima, which a busy machine disturbs less). timm mixes in place, so it gets a fresh copy of the
-batch each turn, made outside the timed part. Peers that are not installed are left out. DIR: a checkout of
-ecs-vlc/FMix, whose numpy masks are applied as it does.
+batch each turn, made outside the timed part. kornia gives labels as ids, rows and shares. Saliency maps are given: the
+passes through the network that find them are in step_time.py. Peers that are not installed, or whose call fails, are
+left out and named. DIR: a checkout of ecs-vlc/FMix, whose numpy masks are applied as it does.
 """
 
 from __future__ import annotations
@@ -26,26 +28,104 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimix.samples.operation import cutmix, fmix, gridmix, mixup, mosaic, resizemix, saliencymix, smoothmix
+from omnimix import Mixed, Recipe
+from omnimix.core.operation import Context, Operation
+from omnimix.core.pairing import RandomPairing
+from omnimix.core.preset import mix_once
+from omnimix.core.ratio import Beta
+from omnimix.samples.operation import (
+    Aligned,
+    ContentStyle,
+    GridCells,
+    Patches,
+    StyleBox,
+    attentivemix,
+    augmix,
+    co_mixup,
+    cutmix,
+    fmix,
+    gridmix,
+    mixup,
+    mosaic,
+    puzzle_mix,
+    resizemix,
+    saliencymix,
+    smoothmix,
+    snapmix,
+)
 
 BATCH, CLASSES, OURS = 128, 100, "omnimix"
 Call = Callable[[Tensor, Tensor], Any]
 Row = tuple[str, str, str]  # operation, mode, who
-OPERATIONS = (mixup, cutmix, fmix, gridmix, mosaic, resizemix, saliencymix, smoothmix)
+MODES = {"batch": False, "sample": True}
+STATIC = {
+    "mixup": mixup, "cutmix": cutmix, "fmix": fmix, "gridmix": gridmix, "mosaic": mosaic, "resizemix": resizemix,
+    "saliencymix": saliencymix, "smoothmix": smoothmix,
+}  # fmt: skip
+WITH_MAPS = {"attentivemix": attentivemix, "snapmix": snapmix, "puzzle-mix": puzzle_mix, "co-mixup": co_mixup}
+BY_BATCH, BY_SAMPLE = ("patchup", "co-mixup"), ("attentivemix", "augmix")
+
+
+def by_operation(name: str, per_sample: bool) -> Operation:
+    """The operations that have no function of their own; those on hidden maps are measured on the images."""
+    beta = Beta(1.0, per_sample=per_sample)
+    makers: dict[str, Callable[[], Operation]] = {
+        "gridmix-local": lambda: GridCells(per_sample=per_sample),
+        "stylemix": lambda: ContentStyle(beta),
+        "stylecutmix": lambda: StyleBox(beta, beta, per_sample=per_sample),
+        "patchup": Patches,
+    }
+    return makers[name]()
 
 
 def ours() -> dict[Row, Call]:
     source = torch.Generator().manual_seed(0)
 
-    def call(operation: Any, per_sample: bool) -> Call:
+    def made(mixed: Mixed) -> tuple[Tensor, Tensor]:
+        return mixed.x, mixed.soft_target(CLASSES)
+
+    def function(operation: Any, **options: Any) -> Call:
+        return lambda x, y: made(operation(x, y, generator=source, **options))
+
+    def with_maps(operation: Any, **options: Any) -> Call:
+        kept: dict[torch.Size, Tensor] = {}
+
         def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            mixed = operation(x, y, per_sample=per_sample, generator=source)
-            return mixed.x, mixed.soft_target(CLASSES)
+            if x.shape not in kept:
+                kept[x.shape] = torch.rand(len(x), 1, *(side // 4 for side in x.shape[2:]))
+            return made(operation(x, y, kept[x.shape], generator=source, **options))
 
         return run
 
-    modes = {"batch": False, "sample": True}
-    return {(op.__name__, mode, OURS): call(op, flag) for op in OPERATIONS for mode, flag in modes.items()}
+    def operation(name: str, per_sample: bool) -> Call:
+        part, ratio = by_operation(name, per_sample), Beta(1.0, per_sample=per_sample)
+        return lambda x, y: made(mix_once(x, y, RandomPairing(), ratio, part, generator=source))
+
+    def align(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        maps = F.avg_pool2d(x, x.shape[2] // 4)  # 4 x 4 cells, as where networks end
+        rows = torch.arange(len(x))
+        share = torch.tensor([[0.4, 0.6]]).expand(len(x), 2)
+        recipe = Recipe(torch.stack((rows, rows.roll(1)), dim=1), share, place="layer")
+        mixed, applied = Aligned()(maps, recipe, Context(source))
+        return made(Mixed(mixed, y, applied))
+
+    calls = {
+        (name, mode, OURS): function(op, per_sample=flag) for name, op in STATIC.items() for mode, flag in MODES.items()
+    }
+    for name, op in WITH_MAPS.items():
+        blocks = {"blocks": 4} if name == "puzzle-mix" else {}
+        for mode, flag in MODES.items():
+            if (name in BY_BATCH and flag) or (name in BY_SAMPLE and not flag):
+                continue
+            one = {} if name in (*BY_BATCH, *BY_SAMPLE) else {"per_sample": flag}
+            calls[name, mode, OURS] = with_maps(op, **blocks, **one)
+    for name in ("gridmix-local", "stylemix", "stylecutmix", "patchup"):
+        for mode, flag in MODES.items():
+            if not (name in BY_BATCH and flag):
+                calls[name, mode, OURS] = operation(name, flag)
+    calls["alignmixup", "batch", OURS] = align
+    calls["augmix", "sample", OURS] = lambda x, y: augmix(x, generator=source)
+    return calls
 
 
 def torchvision() -> dict[Row, Call]:
@@ -62,6 +142,28 @@ def timm() -> dict[Row, Call]:
         for name, (a, b) in alphas.items()
         for mode, how in (("batch", "batch"), ("sample", "elem"))
     }
+
+
+def kornia() -> dict[Row, Call]:
+    mixers = importlib.import_module("kornia.augmentation")
+    keys = ["input", "class"]
+    calls: dict[Row, Call] = {}
+    for mode, flag in MODES.items():
+        both = {"p": 1.0, "data_keys": keys, "same_on_batch": not flag}
+        calls["mixup", mode, "kornia"] = mixers.RandomMixUpV2(**both)
+        calls["cutmix", mode, "kornia"] = mixers.RandomCutMixV2(**both, use_correct_lambda=True)
+    mosaics = {side: mixers.RandomMosaic((side, side), p=1.0, data_keys=["input"]) for side in (32, 224)}
+    calls["mosaic", "sample", "kornia"] = lambda x, y: mosaics[x.shape[2]](x)
+    return calls
+
+
+def works(call: Call) -> bool:
+    """Whether a peer mixes a small batch at all: some releases do not, with the torch of today."""
+    try:
+        call(torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long))
+    except Exception:
+        return False
+    return True
 
 
 def fmix_reference(folder: str) -> dict[Row, Call]:
@@ -109,7 +211,8 @@ def summarise(side: int, times: dict[Row, list[float]]) -> list[dict[str, Any]]:
             row["best_peer_over_ours"] = round(min(peers) / ms, 2)
         if mode == "sample":
             batch = [t for (o, m, w), t in found.items() if o == operation and m == "batch" and w[:4] == who[:4]]
-            row["sample_over_batch"] = round(ms / batch[0], 2)
+            if batch:
+                row["sample_over_batch"] = round(ms / batch[0], 2)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["operation"], row["per"]))
 
@@ -125,19 +228,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--fmix-reference", metavar="DIR", help="a checkout of ecs-vlc/FMix to compare with")
+    parser.add_argument("--quick", action="store_true", help="images of side 32 alone, 5 repeats")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="operations to measure (default: all)")
     parser.add_argument("--sides", type=int, nargs="+", default=[224, 32], help="image sides (default: 224 32)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.quick:
+        options.sides, options.repeats = [32], 5
     torch.set_num_threads(options.threads)
     calls, missing = ours(), []
-    for name, peer in (("torchvision", torchvision), ("timm", timm)):
+    for name, peer in (("torchvision", torchvision), ("timm", timm), ("kornia", kornia)):
         if importlib.util.find_spec(name):
-            calls |= peer()
+            found = peer()
+            calls |= {row: call for row, call in found.items() if works(call)}
+            missing += [f"{row[0]} of {row[2]} (it fails)" for row in found if row not in calls]
         else:
             missing.append(name)
     if options.fmix_reference:
         calls |= fmix_reference(options.fmix_reference)
+    if options.only:
+        known = sorted({row[0] for row in calls})
+        unknown = [name for name in options.only if name not in known]
+        if unknown:
+            parser.error(f"--only: no operation {unknown[0]!r}; there are {', '.join(known)}")
+        calls = {row: call for row, call in calls.items() if row[0] in options.only}
     rows = [row for side in options.sides for row in summarise(side, measure(calls, side, options.repeats))]
     machine = {"torch": torch.__version__, "threads": options.threads, "machine": platform.machine(), "batch": BATCH}
     if options.json:
@@ -146,7 +261,7 @@ def main() -> None:
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
         print(table(rows))
         if missing:
-            print("not installed:", ", ".join(missing))
+            print("left out:", ", ".join(missing))
 
 
 if __name__ == "__main__":

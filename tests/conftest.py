@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """A comparison with one worker computes here, where patches are seen and nothing has to start."""
+    monkeypatch.setattr("omnimix.compare.engine.local.IN_PROCESS", True)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """`real_data("mnist")` is the path of a real data set, in OMNIMIX_DATA or ../shared/data; skips where absent."""

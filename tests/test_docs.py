@@ -134,7 +134,7 @@ def run(command):
 
 
 def app():
-    from omnimix.cli import compare, methods, show  # noqa: F401
+    from omnimix.cli import compare, merge, methods, show  # noqa: F401
     from omnimix.cli.console import app
 
     return app

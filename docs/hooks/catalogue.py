@@ -17,12 +17,11 @@ from mkdocs.structure.files import File
 
 import omnimix
 from omnimix.cli import show
-from omnimix.cli.methods import _needs
+from omnimix.cli.methods import _needs, span
 from omnimix.compare import pictures
 from omnimix.compare.report import samples
 from omnimix.core import registry
 from omnimix.core.registry import Info
-from omnimix.core.search import Choice, Log, Range
 
 TABLE = "<!-- generated: methods -->"
 PICTURES = os.environ.get("OMNIMIX_DOCS_PICTURES", "1") != "0"
@@ -84,7 +83,7 @@ def page(card: Info, evidence: Path, said: str, drawn: bool) -> str:
     parts = [
         f"# {card.name}",
         "" if card.summary.lower() in " ".join(about.split()).lower() else escape(card.summary),
-        facts(card),
+        facts(card, evidence),
         "## Method",
         prose(about),
         f"![What {card.name} does]({card.name}.png)\n\n{escape(said)}" if drawn else escape(said),
@@ -100,7 +99,7 @@ def page(card: Info, evidence: Path, said: str, drawn: bool) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def facts(card: Info) -> str:
+def facts(card: Info, evidence: Path) -> str:
     """The card as a table."""
     package = Path(inspect.getsourcefile(omnimix) or "").parent
     file = Path(inspect.getsourcefile(card.factory) or "").relative_to(package.parent).as_posix()
@@ -109,13 +108,24 @@ def facts(card: Info) -> str:
         "Tasks": ", ".join(card.tasks),
         "Inputs": ", ".join({"any": "any tensors", "image": "images, signals, volumes"}.get(i, i) for i in card.inputs),
         "Needs": ", ".join(_needs(card)) or "nothing beside batches",
-        "Cost": f"{card.cost:g} × the gradient evaluations of a plain step",
+        "Cost": f"{card.cost:g} × the gradient evaluations of a plain step" + step_time(card.name, evidence),
         "In a loop": f'`omnimix.create("{card.name}")`',
         "In a comparison": f"`omnimix compare --data ... --methods erm,{card.name}`",
         "File": f"`src/{file}`",
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return "\n".join([lines[0], "|---|---|", *lines[1:]])
+
+
+def step_time(name: str, evidence: Path) -> str:
+    """What `benchmarks/step_time.py` measured, as the end of a sentence; "" where it did not."""
+    path = evidence / "step-time" / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
+    if name not in result["methods"]:
+        return ""
+    done = result["settings"]
+    where = f"{done['network'].partition(':')[0]}, batch {done['batch']}, 3 x 32 x 32, {done['device']}"
+    return f"; a step that mixes took {result['methods'][name]['ratio']:.2f} × the time of a plain one ({where})"
 
 
 def parameters(card: Info) -> str:
@@ -125,21 +135,14 @@ def parameters(card: Info) -> str:
     lines = ["| parameter | default | `--tune` draws |", "|---|---|---|"]
     for name, default in card.parameters.items():
         value = "required" if default is inspect.Parameter.empty else f"`{_short(default)}`"
-        lines.append(f"| `{name}` | {value} | {_range(card.search.get(name))} |")
+        lines.append(f"| `{name}` | {value} | {span(card.search[name]) if name in card.search else ''} |")
     return "\n".join(lines)
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return repr(value) if not callable(value) else getattr(value, "__name__", repr(value))
-
-
-def _range(within: Range | None) -> str:
-    if within is None:
-        return ""
-    if isinstance(within, Choice):
-        return "one of " + ", ".join(f"`{value!r}`" for value in within.values)
-    unit = "" if within.unit is None else " standard deviations of the training labels"
-    return f"{within.low:g} to {within.high:g}{unit}" + (", log-uniform" if isinstance(within, Log) else ", uniform")
 
 
 def picture(name: str, kept: Path) -> tuple[bytes | None, str]:

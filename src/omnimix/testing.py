@@ -62,6 +62,30 @@ class _ConvNet(nn.Module):
         return hidden
 
 
+class _AttentionNet(nn.Module):
+    """Patches of 3 x 3, a class token and a layer of attention, for methods that read it."""
+
+    taps = ("patch", "attend")
+
+    def __init__(self, shape: torch.Size, outputs: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(shape[0], 16, 3, stride=3)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.places = nn.Parameter(torch.randn(1, 1 + shape[1:].numel() // 9, 16))
+        self.attend = nn.Linear(16, 48)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.is_floating_point() else x.to(self.head.weight.dtype)
+        h = self.patch(x).flatten(2).transpose(1, 2)
+        h = torch.cat((self.token.expand(len(x), -1, -1), h), dim=1) + self.places
+        q, k, v = self.attend(h).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        h = self.norm(h + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        hidden: Tensor = self.head(h[:, 0])
+        return hidden
+
+
 @dataclass(frozen=True)
 class _World:
     """Random data of one task, and a way to make methods and networks for it."""
@@ -89,6 +113,8 @@ class _World:
     def net(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
+            if info(self.name).network == "attention":
+                return _AttentionNet(self.x.shape[1:], self.task.outputs).to(dtype)
             if info(self.name).inputs == ("image",):
                 return _ConvNet(self.x.shape[1], self.task.outputs).to(dtype)
             return _Net(self.x[0].numel(), self.task.outputs).to(dtype)
@@ -302,7 +328,15 @@ def _evaluation_unmixed(world: _World) -> None:
         batch = world.batch(method, list(range(6)))
         loss, plain = method.loss(model, batch), method.plain_loss(model, batch.alone)
         _expect(bool(torch.isclose(loss, plain, atol=1e-6)), f"in evaluation mode the loss is {loss}, plain {plain}")
-    _expect(torch.equal(method.predict(model, world.x), model(world.x)), "predict differs from the network")
+    found = method.predict(model, world.x)
+    if type(method).predict is Method.predict:
+        _expect(torch.equal(found, model(world.x)), "predict differs from the network")
+        return
+    _expect(torch.equal(found, method.predict(model, world.x)), "predict gives another result the second time")
+    _expect(found.shape == model(world.x).shape, f"predict gives {found.shape}, the network {model(world.x).shape}")
+    if not method.transductive:
+        alone = torch.cat([method.predict(model, world.x[i : i + 1]) for i in range(3)])
+        _expect(torch.allclose(found[:3], alone, atol=1e-5), "predictions depend on the other rows of the batch")
 
 
 def _model_untouched(world: _World) -> None:

@@ -184,6 +184,21 @@ def test_the_command_is_a_module_too():
     assert done.stdout.startswith("omnimix ")
 
 
+@pytest.mark.parametrize("after", [0.1, 3.0])
+def test_an_interrupt_at_the_start_ends_in_one_line(tmp_path, after):
+    code = "from omnimix_command import main; print('here', flush=True); main()"
+    command = [sys.executable, "-c", code, "compare", "--data", "airfoil", "--out", str(tmp_path), "--jobs", "1", "-q"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started.stdout.readline()
+    time.sleep(after)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate()
+    assert started.returncode == 130, err
+    assert out == ""
+    assert err.startswith("omnimix: stopped")
+    assert err.count("\n") == 1
+
+
 def test_tuning_and_held_out_domains_from_the_command_line(call, table):
     arguments = [
         "compare", "--data", table, "--target", "price", "--domain", "kind", "--protocol", "domains", "--methods",

@@ -1,10 +1,13 @@
 import json
+import re
 import sys
 
 import pytest
 
 import omnimix
 from omnimix.cli import main
+from omnimix.cli.methods import span
+from omnimix.core.search import Choice, Log, Uniform
 
 
 @pytest.fixture
@@ -32,6 +35,28 @@ def test_the_list_holds_every_method_with_its_parameters(call):
     assert cards["cutmix"]["needs"] == ["images"]
     assert cards["c-mixup"]["needs"] == ["all training labels"]
     assert cards["lisa"]["needs"] == ["all training labels", "a domain column"]
+
+
+def test_search_ranges_are_listed(call):
+    cards = {card["name"]: card for card in json.loads(call("methods", "--json")[1])}
+    assert cards["mixup"]["search"]["alpha"] == {"kind": "log-uniform", "low": 0.1, "high": 32, "unit": None}
+    assert cards["c-mixup"]["search"]["bandwidth"]["unit"] == "label_sd"
+    assert cards["erm"]["search"] == {}
+    out = " ".join(call("methods", "--task", "regression")[1].replace("│", " ").split())
+    assert "tuned: alpha 0.1 to" in out
+    assert "log-uniform" in out
+
+
+def test_ranges_in_words():
+    assert span(Log(0.1, 8)) == "0.1 to 8, log-uniform"
+    assert span(Uniform(0, 0.5, "label_sd")) == "0 to 0.5 standard deviations of the training labels, uniform"
+    assert span(Choice("input", None, 1 / 3)) == "one of input, none, 0.3333"
+
+
+def test_no_default_has_more_digits_than_anyone_reads(call):
+    out = call("methods")[1]
+    assert "share=0.1224" in out
+    assert not re.search(r"\d\.\d{6,}", out)
 
 
 def test_filters(call):

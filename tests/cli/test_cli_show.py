@@ -69,6 +69,45 @@ def test_a_table_of_the_user(call, tmp_path):
     assert "of one domain" in err
 
 
+def hidden_lines(monkeypatch, call, *arguments):
+    from omnimix.cli import show
+
+    drawn = []
+    monkeypatch.setattr(show, "_grid", lambda figure, lines: drawn.extend(lines))
+    code, _, err = call(*arguments, "-o", "p.png")
+    assert code == 0, err
+    return drawn, err
+
+
+def test_hidden_mixing_is_drawn_where_it_happens(monkeypatch, call):
+    lines, err = hidden_lines(monkeypatch, call, "manifold-mixup", "digits")
+    assert [line.name.replace("\n", " ") for line in lines] == [
+        f"manifold-mixup at {place}" for place in ("input", "block1", "block2")
+    ]
+    assert "mean over channels" in err
+    for line, side in zip(lines, (8, 4, 2), strict=True):
+        images = [image for image, _ in line.cells]
+        assert [tuple(image.shape) for image in images] == [(1, side, side)] * 5
+        first, last = images[0], images[-1]
+        for image, lam in zip(
+            images, (1.0, 0.75, 0.5, 0.25, 0.0), strict=True
+        ):  # the mean of a mix is the mix of means
+            torch.testing.assert_close(image, lam * first + (1 - lam) * last)
+
+
+def test_a_tap_without_maps_shows_the_pairs(monkeypatch, call):
+    lines, _ = hidden_lines(monkeypatch, call, "manifold-mixup:taps=block3", "digits")
+    assert {line.name for line in lines} == {"mixed at block3, which is no map"}
+    assert all(len(line.cells) == 2 for line in lines)
+
+
+def test_what_mixes_in_a_pass_of_its_own_is_declined(call):
+    code, _, err = call("mixstyle", "-o", "p.png")
+    assert code == 2
+    assert "hidden states in a pass of its own" in err
+    assert "training mode" not in err
+
+
 def test_quiet_says_nothing(call, files):
     assert call("mixup", *files, "-q", "-o", "p.png") == (0, "", "")
 

@@ -19,21 +19,26 @@ from omnimix.data import Source
 
 
 class Raises(Method):
-    """Fails at the first step."""
+    """Fails at the second step: one is rehearsed before anything trains."""
 
     def loss(self, model, batch, **streams):
+        if self.steps_done:
+            self.fail()
+        return super().loss(model, batch, **streams)
+
+    def fail(self):
         raise RuntimeError("this method always fails")
 
 
-class Dies(Method):
+class Dies(Raises):
     """Takes its process with it, as the kernel does when memory ends."""
 
-    def loss(self, model, batch, **streams):
+    def fail(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 for method in (Raises, Dies):  # as if a user's script had made them
-    method.__module__ = method.loss.__module__ = "__main__"
+    method.__module__ = method.loss.__module__ = method.fail.__module__ = "__main__"
 
 
 @pytest.fixture
@@ -84,6 +89,33 @@ def test_a_run_whose_process_dies_is_a_failure_and_the_others_go_on(plugins):
     found = outcomes(("erm", "test-dies"), 2, seeds=(0,))
     assert isinstance(found["erm", 0], Run), found["erm", 0].traceback
     assert "killed" in found["test-dies", 0].error
+
+
+def test_a_single_worker_that_dies_takes_no_comparison_with_it(plugins, monkeypatch):
+    monkeypatch.setattr("omnimix.compare.engine.local.IN_PROCESS", False)
+    plan, jobs = plan_of(("test-dies", "erm"), seeds=(0,))
+    found, seen = {}, []
+    with shared_fractions(len(jobs)) as fractions:
+        for some in engine.run([(job,) for job in jobs], plan, 1, fractions):
+            seen.append((fractions > 0).sum())
+            found |= {outcome.method: outcome for outcome in some}
+        assert fractions.tolist() == [1.0] * 2
+    assert seen == [1, 2]  # one after the other
+    assert isinstance(found["test-dies"], Failure)
+    assert "killed twice" in found["test-dies"].error
+    assert found["test-dies"].config == jobs[0].config
+    assert isinstance(found["erm"], Run), found["erm"].traceback
+
+
+def test_what_a_single_worker_gives_is_what_this_process_gives(monkeypatch):
+    plan, jobs = plan_of(("erm", "c-mixup"), seeds=(0, 1))
+    made, found = units(jobs, plan, 1), []
+    for here in (True, False):
+        monkeypatch.setattr("omnimix.compare.engine.local.IN_PROCESS", here)
+        with shared_fractions(len(made)) as fractions:
+            ran = [run for some in engine.run(made, plan, 1, fractions) for run in some]
+        found.append({run.key: (run.metrics, run.history) for run in ran})
+    assert found[0] == found[1]
 
 
 def test_progress_is_seen_while_jobs_run():

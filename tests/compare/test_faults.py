@@ -24,9 +24,12 @@ NURSERY = """
 import os, sys
 import omnimix.compare.pictures, omnimix.compare.report
 from omnimix.cli import main
+from omnimix.compare.engine import local
 from omnimix.train import fit
+from omnimix.train.together import fit_together
 
-fit.__kwdefaults__["checkpoint_every"] = 0.0
+local.IN_PROCESS = True
+fit.__kwdefaults__["checkpoint_every"] = fit_together.__kwdefaults__["checkpoint_every"] = 0.0
 omnimix.compare.report.write = omnimix.compare.pictures.gallery = lambda *_: None
 
 def run(arguments):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import omnimix.train
-from omnimix.compare.jobs import Plan, check, device_kind, execute, make_jobs, make_network, method_code
+from omnimix.compare.jobs import Plan, check, device_kind, execute, make_jobs, make_network, method_code, units
 from omnimix.compare.protocol import adjust, choose
 from omnimix.compare.run import make_plan
 from omnimix.compare.spec import Spec, settings
@@ -41,6 +41,23 @@ def test_the_key_depends_on_all_that_decides_a_result_and_on_nothing_else():
         assert not keys(**change) & before
     noisy = keys(data="digits", label_noise=0.4)
     assert not noisy & keys(data="digits", label_noise=0.4, noise_seed=1)
+
+
+def test_texts_of_one_method_have_one_key_and_train_once():
+    for one, other in (
+        ("mixup", "mixup:alpha=1"),
+        ("manifold-mixup:taps=block1:alpha=2", "manifold-mixup:taps=block1"),
+        ("c-mixup:place=input@pairs", "c-mixup@pairs"),
+    ):
+        assert keys(methods=(one,)) == keys(methods=(other,))
+    assert keys(methods=("erm@2x",), epochs=10) == keys(methods=("erm",), epochs=20)
+    assert not keys(methods=("c-mixup@pairs",)) & keys(methods=("c-mixup@resampling", "c-mixup"))
+    assert not keys(methods=("mixup",)) & keys(methods=("mixup:alpha=2",))
+    # where the protocol says otherwise, the method's own default is no default
+    assert not keys(methods=("mixup",), protocol="c-mixup") & keys(methods=("mixup:alpha=1",), protocol="c-mixup")
+    assert keys(methods=("mixup",), protocol="c-mixup") == keys(methods=("mixup:alpha=2",), protocol="c-mixup")
+    _, plan, jobs = planned(methods=("mixup", "mixup:alpha=1"))
+    assert [job.seed for unit in units(jobs, plan, 1) for job in unit] == [0, 1]
 
 
 def test_the_key_depends_on_task_official_rows_device_torch_and_weights(tmp_path, monkeypatch):
@@ -210,13 +227,24 @@ def test_a_row_of_twice_the_compute_trains_for_twice_the_epochs():
 
 
 def test_evaluations_are_shared_out_by_cost_and_steps():
-    jobs = planned(methods=("erm", "regmixup", "c-mixup@pairs", "erm@3x"), evaluations=1000, seeds=(0,))[2]
+    jobs = planned(methods=("erm", "regmixup", "c-mixup@pairs"), evaluations=1000, seeds=(0,))[2]
     # 902 rows in batches of 32 are 29 steps: 1000 / 29 = 34 epochs, and 1000 / 58 = 17 where a step costs two
-    assert [job.budget.epochs for job in jobs] == [34, 17, 17, 102]
+    assert [job.budget.epochs for job in jobs] == [34, 17, 17]
+    # 21 inner trainings of 5 steps on 32 samples are 105 of the 1000
+    learned = "regmix-regression:iterations=10:inner_steps=5"
+    assert planned(methods=(learned,), evaluations=1000, seeds=(0,))[2][0].budget.epochs == 30
+    with pytest.raises(ValueError, match="which takes 29 gradient evaluations after 21000 before the first step"):
+        planned(methods=("regmix-regression",), evaluations=20000)
     # c-mixup's protocol leaves the last batch out: 62 steps of 16 rows
     assert planned(protocol="c-mixup", evaluations=1000, seeds=(0,))[2][0].budget.epochs == 16
     with pytest.raises(ValueError, match="evaluations = 50 do not last for an epoch of regmixup, which takes 58"):
         planned(methods=("erm", "regmixup"), evaluations=50)
+
+
+def test_learning_whom_to_mix_counts_in_equal_compute():
+    methods = ("erm", "regmix-regression:inner_steps=5:iterations=10", "regmix-regression:k=3")
+    # 105 steps ahead, and 10 epochs of 29
+    assert planned(methods=methods, epochs=10, equal_compute=True)[0].methods == (*methods, "erm@1.36x")
 
 
 def test_milestones_move_with_the_epochs():

@@ -1,8 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from omnimix.compare.latex import best, escape
+from omnimix.compare.suite import Suite
 
 
 def cells(text: str) -> list[list[str]]:
@@ -51,6 +53,26 @@ def test_bold_is_what_is_best_and_told_apart(make_result):
     level = tuple(value + 0.01 * (-1) ** place for place, value in enumerate(base))
     assert best(make_result({"erm": base, "a": worse, "b": level})) is None
     assert best(make_result({"erm": base})) is None
+
+
+def test_unequal_numbers_of_values_are_shown(make_result, tmp_path):
+    made = make_result({"erm": (2.0, 2.2, 2.1), "a": (3.0, 3.3), "b": (1.0, 1.2, 1.4)})
+    rows = {row[0].removeprefix(r"\textbf{").rstrip("}"): row for row in cells(made.to_latex())}
+    assert rows["a"][1] == "2"
+    assert rows["b"][3] == "$-0.90$"
+    short = make_result({"erm": (2.0, 2.2), "a": (3.0, 3.3, 3.1)})
+    (row,) = [row for row in cells(short.to_latex()) if row[0] == "a"]
+    assert row[3] == "$+1.05$ ($n = 2$)"
+    made.runs[1].metrics["rmse"] = None
+    assert any("($n = 2$)" in row[2] for row in cells(make_result_again(made)) if "erm" in row[0])
+    text = Suite([short, short], tmp_path).to_latex()
+    assert r"2.10 $\pm$ 0.14 ($n = 2$)" in text
+    assert "Selection by validation" in text
+
+
+def make_result_again(made) -> str:
+    """The table of the same runs, without what was computed before."""
+    return replace(made).to_latex()
 
 
 @pytest.mark.parametrize(

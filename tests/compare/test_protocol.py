@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnimix.compare.protocol import PROTOCOLS, Splits, adjust, choose, prepare, split
+from omnimix.compare.protocol import PROTOCOLS, Hold, Splits, adjust, choose, prepare, split
 from omnimix.compare.spec import Spec, create
 from omnimix.core.task import Classification, Regression
 from omnimix.data import Source, flip_labels, load
@@ -151,15 +151,28 @@ def test_label_noise_changes_training_and_validation_labels_only():
     protocol = default(source)
     parts = split(protocol, source, 0)
     noisy = prepare(protocol, source, parts, 0.4, 1)
-    generator = torch.Generator().manual_seed(1)
-    for part, rows, replaced in ((noisy.train, parts.train, 240), (noisy.valid, parts.valid, 80)):
-        labels, chosen = flip_labels(source.y[rows], 2, 0.4, generator)
-        assert chosen.sum() == replaced  # 40 % of 600 and of 200
-        assert part.y.equal(labels)
-        assert part.y[~chosen].equal(source.y[rows][~chosen])
+    labels, chosen = flip_labels(source.y, 2, 0.4, torch.Generator().manual_seed(1))
+    for part, rows in ((noisy.train, parts.train), (noisy.valid, parts.valid)):
+        assert part.y.equal(labels[rows])
+        assert part.y[~chosen[rows]].equal(source.y[rows][~chosen[rows]])
     assert noisy.test.y.equal(source.y[parts.test])
     assert noisy.train.y.equal(prepare(protocol, source, parts, 0.4, 1).train.y)
     assert not noisy.train.y.equal(prepare(protocol, source, parts, 0.4, 2).train.y)
+
+
+def test_the_noise_of_a_row_does_not_depend_on_what_is_held_out():
+    source = replace(classes((60, 60)), domain=torch.arange(120) % 3, domain_names=("a", "b", "c"), digest="")
+    protocol, seen = choose("domains", source), []
+    for out in range(3):
+        parts = split(protocol, source, 0, Hold((out,)))
+        data, found = prepare(protocol, source, parts, 0.5, 1), torch.full((120,), -1)
+        found[parts.train], found[parts.valid] = data.train.y, data.valid.y
+        seen.append(found)
+    for one, other in ((0, 1), (1, 2)):
+        both = (seen[one] >= 0) & (seen[other] >= 0)
+        assert both.sum() == 40
+        assert seen[one][both].equal(seen[other][both])
+    assert (seen[0][seen[0] >= 0] != source.y[seen[0] >= 0]).any()
 
 
 def test_large_images_are_scaled_batch_by_batch(monkeypatch):

@@ -25,8 +25,12 @@ def test_demsars_worked_example():
     found = rank(["C4.5", "m", "cf", "m+cf"], DEMSAR)
     assert list(found.average) == ["m+cf", "m", "cf", "C4.5"]
     assert list(found.average.values()) == pytest.approx([1.964, 2.000, 2.893, 3.143], abs=5e-4)
-    assert found.chi2 == pytest.approx(9.28, abs=0.005)
-    assert found.f == pytest.approx(3.69, abs=0.005)
+    ties = 3 * (2**3 - 2) + (4**3 - 4)  # three pairs and one data set on which all four tie
+    correction = 1 - ties / (14 * (4**3 - 4))
+    assert found.chi2 * correction == pytest.approx(9.28, abs=0.005)  # Demsar does not correct for ties
+    f = 13 * found.chi2 * correction / (14 * 3 - found.chi2 * correction)
+    assert f == pytest.approx(3.69, abs=0.005)
+    assert found.f > f
     assert found.p_f < 0.05  # the critical value of F(3, 39) is 2.85
     assert found.critical_difference == pytest.approx(1.25, abs=0.005)
     assert found.groups == (("m+cf", "m", "cf", "C4.5"),)  # 3.143 - 1.964 = 1.18
@@ -38,6 +42,20 @@ def test_friedman_against_scipy():
         found, theirs = rank(names, scores), friedmanchisquare(*scores.T)
         assert found.chi2 == pytest.approx(theirs.statistic)
         assert found.p_chi2 == pytest.approx(theirs.pvalue)
+
+
+def test_ties_are_corrected_as_in_scipy_and_by_hand():
+    names, scores = draw(12, 5, slope=0.4)
+    scores = np.round(scores)
+    found, theirs = rank(names, scores), friedmanchisquare(*scores.T)
+    assert found.chi2 == pytest.approx(theirs.statistic)
+    assert found.p_chi2 == pytest.approx(theirs.pvalue)
+    alike = rank(["a", "b", "c"], [[1, 1, 2]] * 3)  # one of 3 orders, three times
+    assert alike.f is None
+    assert alike.chi2 == pytest.approx(6)
+    assert alike.p_f == pytest.approx(1 / 9)
+    level = rank(["a", "b"], [[1, 1]] * 3)
+    assert (level.chi2, level.p_chi2, level.p_f) == (0, 1, 1)
 
 
 def test_critical_differences_of_demsars_table():

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from omnimix.compare import report, run
 from omnimix.compare.pictures import gallery
-from omnimix.compare.report import duration, page, style
+from omnimix.compare.report import duration, page, plots, style
 from omnimix.compare.result import Result, show_interval, show_p, signed
 from omnimix.compare.spec import settings
 from omnimix.compare.statistics import Estimate
@@ -107,6 +109,54 @@ def test_every_picture_has_a_description_and_follows_a_dark_background(tmp_path)
         assert fixed not in drawn
     for name in set(re.findall(r"var\((--[a-z0-9]+)\)", text)):
         assert text.count(f"{name}: ") == 2, name
+
+
+LONG = "c-mixup:alpha=0.123456789:bandwidth=1.75:per_sample=true:place=block1"
+NO_BREAK = "a_plug_in_whose_name_is_as_long_as_a_sentence_but_has_no_place_to_break"
+
+
+@pytest.mark.parametrize("baseline", [LONG, NO_BREAK])
+def test_long_names_do_not_cut_titles(tmp_path, baseline):
+    made = result(tmp_path, {LONG: VALUES["erm"], NO_BREAK: VALUES["mixup:alpha=2"]})
+    made = Result(**{**vars_of(made), "settings": made.settings.model_copy(update={"baseline": baseline})})
+    made.data["name"] = "a data set with a name " * 8
+    seen = []
+
+    def both(figure):
+        left, right = figure.subplots(1, 2)
+        plots.ranking(made, left)
+        plots.differences(made, right)
+        figure.suptitle(made.data["name"], x=0.01, ha="left")
+
+    for draw, width in ((plots.differences, 5), (plots.seeds, 5), (plots.cost, 5), (None, 11)):
+        with rc_context(style.STYLE):
+            figure = Figure(figsize=(width, 4))
+            (both if draw is None else plots.figure_of(draw, made))(figure)
+            style.fit_texts(figure)
+            figure.draw_without_rendering()
+        for text, _ in style._texts(figure):
+            box = text.get_window_extent()
+            assert box.x0 >= -1, text
+            assert box.x1 <= figure.bbox.width + 1, text
+            seen.append(text.get_text())
+    assert "".join(seen).replace("\n", "").count(baseline) >= 3
+
+
+def test_lines_break_before_parameters_or_anywhere():
+    assert style.wrap("mixup:alpha=0.2:k=3", 15) == "mixup:alpha=0.2\n:k=3"
+    assert style.wrap("one two three", 8) == "one two\nthree"
+    assert style.wrap("abcdefghij", 4) == "abcd\nefgh\nij"
+    assert style.short("cost in $", 22) == r"cost in \$"
+
+
+def test_the_page_says_how_many_values_and_what_chose(tmp_path):
+    made = result(tmp_path, {"erm": (1.0, 2.0), "mixup": (2.0, 3.0, 2.5)})
+    made.runs[0].metrics["r2"] = None
+    text = page(made)
+    assert "(n = 1)</td>" in text
+    assert "<dt>Selection</dt><dd>validation: of the epochs" in text
+    assert "Label noise" not in text
+    assert "metric loss" not in text
 
 
 def test_what_the_methods_mix_is_on_the_page(tmp_path):
@@ -249,4 +299,10 @@ def test_how_numbers_are_written():
     assert show_interval((-1.0, 2.0), 1, "+") == "[-1.0, +2.0]"
     assert show_interval(None, 1) == ""
     assert signed(Estimate(3, 0.5, 1.0, (0.25, 0.75)), 2) == "+0.50 [+0.25, +0.75]"
-    assert [duration(s) for s in (0.12, 12.3, 130, 11100)] == ["0.1 s", "12 s", "2 min 10 s", "3 h 05 min"]
+    assert [duration(s) for s in (0.01, 0.12, 12.3, 130, 11100)] == [
+        "< 0.1 s",
+        "0.1 s",
+        "12 s",
+        "2 min 10 s",
+        "3 h 05 min",
+    ]

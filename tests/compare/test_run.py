@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import omnimix.compare.jobs as jobs_module
 import omnimix.compare.report.plots  # noqa: F401
 from omnimix.compare import compare, settings
 from omnimix.compare.result import Result
-from omnimix.compare.store import Store
+from omnimix.compare.run import make_plan
+from omnimix.compare.store import Run, Store
 from omnimix.core.task import Classification, Regression
 from omnimix.data import Source
+from omnimix.train import together
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +22,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr("omnimix.compare.report._plots", lambda result: [])
     monkeypatch.setattr("omnimix.compare.report._predictions", lambda result: [])
     monkeypatch.setattr("omnimix.compare.report._mixing", lambda result, number, shown: {
-        "method": shown.method, "said": "", "pictures": []
+        "method": shown.method, "seed": shown.seed, "without": [], "said": "", "pictures": []
     })  # fmt: skip
     monkeypatch.setattr("omnimix.compare.report.plots.picture", lambda result, path: None)
 
@@ -107,6 +110,54 @@ def test_an_interrupted_comparison_continues_where_it_was(tmp_path, counted, mon
     assert len(counted) == 5  # the third run ended but was not written
     assert [r.metrics for r in done.runs] == [r.metrics for r in undisturbed.runs]
     assert [r.key for r in done.runs] == [r.key for r in undisturbed.runs]
+
+
+def test_checkpoints_are_kept_until_the_row_is_and_serve_any_grouping(tmp_path, monkeypatch):
+    undisturbed = compare(asked(seeds=(0, 1, 2)), tmp_path / "a", source=toy(), workers=1)
+    monkeypatch.setitem(together.fit_together.__kwdefaults__, "checkpoint_every", 0.0)
+
+    def interrupt(self, entry, add=Store.add):
+        if len(self) == 1:
+            raise KeyboardInterrupt
+        return add(self, entry)
+
+    folder = tmp_path / "b" / "checkpoints"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compare(asked(seeds=(0, 1, 2)), tmp_path / "b", source=toy(), workers=1)
+    files = sorted(folder.iterdir())
+    assert len(files) == 3  # of the unit whose first row is stored
+    (folder / f"{files[0].name}.123.tmp").write_bytes(b"half a file")
+
+    epochs, really = [], together._Together._epoch
+    monkeypatch.setattr(together._Together, "_epoch", lambda self, epoch: (epochs.append(epoch), really(self, epoch)))
+    done = compare(asked(seeds=(0, 1, 2)), tmp_path / "b", source=toy(), workers=1)
+    assert epochs == [0, 1]  # of the other method
+    assert [r.metrics for r in done.runs] == [r.metrics for r in undisturbed.runs]
+    assert [r.history for r in done.runs] == [r.history for r in undisturbed.runs]
+    assert not list(folder.iterdir())
+
+
+def test_progress_goes_on_where_runs_cannot_train_together(monkeypatch):
+    plan, jobs = make_plan(asked(methods=("erm",)), toy())[1:]
+    plan, told = replace(plan, together=True), []
+
+    def refuse(*given, **more):
+        raise ValueError("not alike")
+
+    with monkeypatch.context() as patch:
+        really, calls = together.fit_together, []
+
+        def first_refused(*given, **more):
+            calls.append(len(given[0]))
+            return refuse() if len(calls) == 1 else really(*given, **more)
+
+        patch.setattr(together, "fit_together", first_refused)
+        found = jobs_module.execute(tuple(jobs), plan, told.append)
+    assert calls == [2, 1, 1]
+    assert all(isinstance(run, Run) for run in found)
+    assert told == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_failed_runs_are_told_and_tried_again(tmp_path, counted, monkeypatch):

@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_a_rule_launches_just_the_runs_that_it_needs(rule, count):
 
 def test_the_epoch_that_a_rule_keeps():
     kept = {rule: make_plan(asked(selection=rule), toy())[2][0].budget for rule in RULES}
-    assert (kept["training-domain"].select, kept["training-domain"].metric) == ("best", "rmse")
+    assert (kept["training-domain"].select, kept["training-domain"].metric) == ("best", "mean_domain")
     assert {kept[rule].select for rule in RULES if rule != "training-domain"} == {"last"}
     plain = make_plan(asked(protocol="default", selection="last"), toy())[2][0].budget
     assert plain.select == "last"
@@ -64,12 +65,12 @@ def test_the_epoch_that_a_rule_keeps():
 def fake(job, curve=None, test=1.0, names=NAMES):
     """A run of three epochs; curve(other domain or None): its validation scores."""
     out = job.hold.out if job.hold else ()
-    history = [{"epoch": e + 1, "valid_loss": 1.0, "valid_rmse": 1.0} for e in range(3)]
+    history = [{"epoch": e + 1, "valid_loss": 1.0, "valid_rmse": 1.0, "valid_mean_domain": 1.0} for e in range(3)]
     for other in out if len(out) == 2 else (None,):
         values = curve(other) if curve else [3.0, 2.0, 1.0]
         for row, value in zip(history, values, strict=True):
-            row["valid_rmse" if other is None else f"valid_rmse@{other}"] = value
-    best = min(range(3), key=lambda e: history[e]["valid_rmse"]) + 1 if job.budget.select == "best" else 3
+            row["valid_mean_domain" if other is None else f"valid_rmse@{other}"] = value
+    best = min(range(3), key=lambda e: history[e]["valid_mean_domain"]) + 1 if job.budget.select == "best" else 3
     metrics = {"rmse": test, "mape": 2 * test, "worst_domain": test}
     domains = {names[d]: {"rmse": test} for d in out[:1]}
     return Run(
@@ -106,6 +107,26 @@ def test_training_domain_takes_the_checkpoint_with_the_best_validation_and_oracl
         _, plan, jobs = make_plan(asked(methods=("erm",), seeds=(0,), selection=rule), toy())
         runs = {job.key: fake(job, lambda other: [2.0, 1.0, 5.0]) for job in jobs}
         assert choices(plan, jobs, runs)[Cell(Spec("erm"), 0, 2)].score == score
+
+
+def test_every_training_domain_counts_the_same_whatever_its_size(tmp_path):
+    source = toy(3, 90)
+    source = replace(source, domain=torch.tensor([0] * 10 + [1] * 70 + [2] * 10), digest="")
+    given = asked(methods=("erm",), seeds=(0,), epochs=8, lr=0.05)
+    _, plan, jobs = make_plan(given, source)
+    runs = {job.key: jobs_module.execute((job,), replace(plan, together=together))[0]
+            for job, together in zip(jobs, (True, False, False), strict=True)}  # fmt: skip
+    unweighted_differs = False
+    for job in jobs:
+        run = runs[job.key]
+        others = [d for d in range(3) if d not in job.hold.out]
+        means = [sum(row[f"valid_rmse@{d}"] for d in others) / 2 for row in run.history]
+        assert run.best_epoch == means.index(min(means)) + 1
+        chosen = choices(plan, jobs, runs)[Cell(Spec("erm"), 0, job.hold.out[0])]
+        assert (chosen.epoch, chosen.score) == (run.best_epoch, pytest.approx(min(means)))
+        pooled = run.history[run.best_epoch - 1]["valid_rmse"]
+        unweighted_differs |= abs(pooled - chosen.score) > 1e-3
+    assert unweighted_differs
 
 
 def test_higher_is_better_for_accuracy():

@@ -1,5 +1,8 @@
+import inspect
+
 import pytest
 
+from omnimix.compare.arguments import check_types
 from omnimix.compare.spec import (
     Settings,
     Spec,
@@ -15,6 +18,7 @@ from omnimix.compare.spec import (
 )
 from omnimix.core import registry
 from omnimix.core.method import Method
+from omnimix.core.search import Choice
 from omnimix.samples.pairing import PairsWithoutMixing, ResamplingOnly
 
 
@@ -145,6 +149,7 @@ def test_one_time_the_epochs_is_no_variant_and_other_marks_belong_to_values():
         ("erm@0x", "'0x' must be a number > 0"),
         ("erm@.x", "'.x' must be a number > 0"),
         ("mixup@pairs", "mixup@pairs: Mixup does not select partners"),
+        ("co-mixup@pairs", "co-mixup@pairs: CoMixup does not select partners"),
         ("c-mixup@pear", "no control 'pear'; there are: pairs, resampling"),
         ("regmix-regression@pairs", "give k as a number"),
     ],
@@ -168,6 +173,7 @@ def test_controls_stand_behind_every_method_that_selects_partners():
         "lisa:p=0.2", "lisa:p=0.2@pairs", "lisa:p=0.2@resampling",
     )  # fmt: skip
     assert expanded("erm", "c-mixup") == ("erm", "c-mixup")
+    assert expanded("erm", "co-mixup", "mixstyle", controls=True) == ("erm", "co-mixup", "mixstyle")
     with pytest.raises(ValueError, match=r"controls of regmix-regression: .*give k as a number"):
         expanded("regmix-regression", controls=True)
 
@@ -178,6 +184,72 @@ def test_the_controls_train_as_their_names_say():
     assert isinstance(resampling, ResamplingOnly)
     assert pairs.pairing.bandwidth == resampling.pairing.bandwidth == 2
     assert (cost(Spec.parse("c-mixup@pairs"), pairs), cost(Spec.parse("c-mixup@resampling"), resampling)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("erm", 1),
+        ("co-mixup", 2),
+        ("resampling", 1),
+        ("resampling:method=regmixup", 2),
+        ("lisa:control=pairs", 2),
+        ("selective-mixup@resampling", 1),
+        ("c-mixup:batch=true@pairs", 2),  # the guests among whom it chooses are passed forward too
+        ("mixstyle:pairing=crossdomain@pairs", 1),  # both samples are in the batch
+        ("regmix-regression:k=3@pairs", 2),
+    ],
+)
+def test_the_cost_is_that_of_what_is_passed_forward(text, times):
+    spec = Spec.parse(text)
+    assert cost(spec, create(spec)) == times
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mixup:per_sample=flase", "per_sample must be true or false, got 'flase'"),
+        ("mixup:per_sample=1", "per_sample must be true or false, got 1"),
+        ("mixup:alpha=big", "alpha must be a number, got 'big'"),
+        ("mixup:alpha=true", "alpha must be a number, got True"),
+        ("mixup:alpha=1+2", r"alpha must be a number, got \(1, 2\)"),
+        ("mixup:alpha=none", "alpha must be a number, got None"),
+        ("mixup:k=2.5", "k must be an integer, got 2.5"),
+        ("mixup:target=hard", "target must be 'two-part' or 'soft' or none, got 'hard'"),
+        ("c-mixup:kernel=box", "kernel must be 'gaussian' or 'tophat', got 'box'"),
+        ("manifold-mixup:taps=3", "taps must be a name .several joined by .. or none, got .3,."),
+        ("decoupled-mixup:operation=cutmix", "operation must be none, got 'cutmix'"),
+        ("gridmix:holes=2+x", "holes must be an integer .several joined by .., got .2, 'x'."),
+    ],
+)
+def test_a_value_must_be_of_the_declared_type(text, message):
+    with pytest.raises(ValueError, match=f"{text.partition(':')[0]}.*{message}"):
+        create(Spec.parse(text))
+
+
+def test_values_of_the_declared_type_are_taken():
+    for text in (
+        "mixup:alpha=2:per_sample=true:target=none",
+        "manifold-mixup:taps=block1",
+        "puzzle-mix:blocks=4:scale=1+2",
+        "regmix-regression:k=global",
+        "gridmix:holes=2+4",
+        "c-mixup:bandwidth=none:batch=false",
+        "early-stopped-mixup:label_ratio=0.5",
+        "noisy-mixup:alpha=2",
+    ):
+        if text.partition(":")[0] in registry.methods():
+            create(Spec.parse(text))
+
+
+def test_every_default_and_every_declared_choice_is_of_the_declared_type():
+    for name in registry.methods():
+        card = registry.info(name)
+        given = {key: value for key, value in card.parameters.items() if value is not inspect.Parameter.empty}
+        check_types(card.factory, given)
+        for key, within in card.search.items():
+            for value in within.values if isinstance(within, Choice) else (within.low,):
+                check_types(card.factory, {key: value})
 
 
 def test_a_plug_in_declares_controls_of_its_own():
@@ -208,6 +280,10 @@ def test_equal_compute_adds_erm_for_every_cost_once():
 
 
 def test_evaluations_take_the_place_of_epochs():
-    for other in ({"epochs": 3}, {"equal_compute": True}):
-        with pytest.raises(ValueError, match="evaluations = 100 decides"):
+    for other, named in (
+        ({"epochs": 3}, "epochs"),
+        ({"equal_compute": True}, "equal_compute"),
+        ({"methods": ("erm", "erm@2x")}, "erm@2x"),
+    ):
+        with pytest.raises(ValueError, match=f"evaluations = 100 decides .*; leave out {named}"):
             settings(data="x", evaluations=100, **other)

@@ -150,6 +150,27 @@ def test_wilcoxon_needs_six_seeds_and_knows_ties_and_zeros():
     assert wilcoxon_p([3 / 40, 4 / 40 - 1 / 40, -2 / 40]) == wilcoxon_p([3, 3, -2])
 
 
+@pytest.mark.parametrize("count", [5, 16])
+def test_wilcoxon_with_ties_counts_all_signs(count):
+    sizes = np.resize([1.0, 1.0, 2.0, 3.0, 3.0], count)
+    signs = np.resize([1, -1, 1, 1, 1, 1, -1], count)
+    ranks = np.array([np.mean(np.flatnonzero(np.sort(sizes) == size)) + 1 for size in sizes])
+    bits = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+    away = np.abs(bits @ ranks - ranks.sum() / 2)
+    found = abs(ranks[signs > 0].sum() - ranks.sum() / 2)
+    assert wilcoxon_p((sizes * signs).tolist()) == pytest.approx(np.mean(away >= found - 1e-9), rel=1e-9)
+
+
+def test_wilcoxon_of_many_differences_agrees_with_scipy():
+    from scipy.stats import wilcoxon
+
+    rng = np.random.default_rng(3)
+    some, many = rng.normal(0.2, 1, 40), np.round(rng.normal(0.1, 1, 150), 1)
+    assert wilcoxon_p(some.tolist()) == pytest.approx(wilcoxon(some, method="exact").pvalue)
+    assert wilcoxon_p(many.tolist()) == pytest.approx(wilcoxon(many).pvalue, rel=1e-6)
+    assert wilcoxon_p(many[:100].tolist()) == pytest.approx(wilcoxon(many[:100]).pvalue, rel=0.05)
+
+
 def test_power_against_tables_and_simulation():
     # the usual tables for the paired t-test, two-sided 0.05, power 0.8
     assert [seeds_needed(effect, 1.0) for effect in (1.0, 0.5, 0.3, 0.2)] == [10, 34, 90, 199]

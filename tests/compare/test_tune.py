@@ -206,6 +206,23 @@ def test_a_killed_tuning_repeats_nothing(tmp_path, monkeypatch):
     assert len(made) == 4
 
 
+def test_two_texts_of_one_method_share_their_runs_and_keep_their_names(tmp_path, monkeypatch):
+    made = stubbed(monkeypatch, lambda job: (1.0, 2.0))
+    first = compare(asked(methods=("erm", "mixup"), tune=0), tmp_path, source=toy(), workers=1, together=False)
+    assert len(made) == 4
+    methods = ("erm", "mixup:alpha=1", "mixup")
+    again = compare(asked(methods=methods, tune=0), tmp_path, source=toy(), workers=1, together=False)
+    assert len(made) == 4
+    assert [(r.method, r.seed) for r in again.runs] == [(name, seed) for name in methods for seed in (0, 1)]
+    assert {run.key for run in again.runs} == {run.key for run in first.runs}
+    tuned = compare(asked(methods=methods), tmp_path, source=toy(), workers=1, together=False)
+    assert len(made) == 4 + 3 * 2 * 2  # alpha is drawn for one of the texts, and given in the other
+    assert tuned.complete
+    fresh = tmp_path / "fresh"
+    compare(asked(methods=methods, tune=0), fresh, source=toy(), workers=1, together=False)
+    assert len(made) == 16 + 4
+
+
 def test_a_draw_really_trains_with_its_rate(tmp_path):
     result = compare(asked(methods=("erm",), seeds=(0,), tune=2), tmp_path, source=toy(), workers=1)
     (entry,) = result.tuning

@@ -64,6 +64,8 @@ TEXT = [
     ("unknown task", ROWS, {"target": "y", "task": "rank"}, ["'rank'", "'auto'"]),
     ("duplicate columns", "a,b,a\n1,2,3\n4,5,6\n", {"target": "b"}, ["'a'", "rename"]),
     ("too many cells", _with(4, "1,2,3,4"), {"target": "y"}, ["line 4", "4 cells instead of 3"]),
+    ("too few cells", _with(4, "1,2"), {"target": "y"}, ["line 4", "2 cells instead of 3"]),
+    ("too many cells later on", "y\n1\n2\n3,4\n", {"target": "y"}, ["line 4", "2 cells instead of 1"]),
     ("short header", "a,y\n" + "1,2,3\n4,5,6\n", {"target": "y"}, ["line 2", "header"]),
     (
         "too many levels",

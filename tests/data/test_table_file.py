@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnimix import Classification, MultiLabel, Regression
-from omnimix.data import Source, load
+from omnimix.data import DataError, Source, load
 
 NAN = float("nan")
 
@@ -139,6 +139,15 @@ def test_separators_line_ends_and_byte_order_marks(tmp_path: Path, name: str, te
     source = load(tmp_path / name, target="y")
     assert source.x.tolist() == [[1, 2], [3, 4]]
     assert source.y.tolist() == [0.5, 1.5]
+
+
+def test_rows_of_a_text_with_blanks_have_the_cells_of_the_first(tmp_path: Path) -> None:
+    rows = [f"{i}  'q'\t\"two words\" {i * 0.7:.2f} " for i in range(9)]
+    (tmp_path / "t.txt").write_text("\n".join(["a k t y", *rows]))
+    assert load(str(tmp_path / "t.txt"), target="y", drop=("k", "t")).x.flatten().tolist() == list(range(9))
+    (tmp_path / "t.txt").write_text("\n".join(["a k t y", *rows, "9 q 3"]))
+    with pytest.raises(DataError, match=r"t\.txt, line 11: 3 cells instead of 4"):
+        load(str(tmp_path / "t.txt"), target="y")
 
 
 def test_a_file_without_a_header_keeps_its_first_row(tmp_path: Path) -> None:

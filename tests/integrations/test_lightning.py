@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import omnimix as om
+from omnimix.core.objective import LabelPolicy
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
 from omnimix.integrations.lightning import Mixing  # noqa: E402
@@ -166,6 +168,30 @@ def test_partners_from_the_whole_training_set_and_real_targets():
     assert y.shape == (8,)
     assert torch.allclose(x.sum(dim=1), y, atol=1e-5)
     assert len(module.seen) == 6
+
+
+@pytest.mark.parametrize("name", ["c-mixup", "choose"])
+def test_workers_that_fetch_ahead_change_nothing(name):
+    def train(workers):
+        method = om.create("c-mixup")
+        method = method if name == "c-mixup" else om.Choose([method, om.create("mixup")])
+        module, mixing = Asking(1), Mixing(method, om.Regression(1), in_step=True)
+        fit(module, mixing, mixing.loader(TensorDataset(X, REAL), 4, num_workers=workers))
+        return weights(module)
+
+    assert torch.equal(train(0), train(2))
+
+
+def test_weights_of_samples_are_no_soft_targets():
+    class Weighs(LabelPolicy):
+        by_row = True
+
+        def __call__(self, recipe, context):
+            return replace(recipe, loss_weight=torch.ones(len(recipe.partner)))
+
+    with pytest.raises(ValueError, match="in_step=True"):
+        fit(Plain(), Mixing(om.Mix(labels=Weighs()), THREE), batches())
+    fit(Asking(), Mixing(om.Mix(labels=Weighs()), THREE, in_step=True), batches())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -93,6 +93,17 @@ def test_rows_held_out_represent_the_classes():
     assert not np.array_equal(module._split(strata, 10, seed=4)[1], valid)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_class_is_held_out_as_a_whole(seed):
+    strata = np.repeat([0, 1, 2, 3], [7, 1, 2, 1])
+    for held in (3, 8, 10):
+        rows, valid = module._split(strata, held, seed)
+        assert set(strata[rows]) == {0, 1, 2, 3}
+        assert sorted([*rows, *valid]) == list(range(11))
+    assert len(module._split(np.zeros(5), 4, seed)[1]) == 4
+    assert [len(part) for part in module._split(np.zeros(2), 0, seed)] == [2, 0]
+
+
 def test_several_targets_in_their_own_units():
     X, y = REAL
     many = np.stack([y, 1000 - 5 * y], axis=1)

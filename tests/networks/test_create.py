@@ -16,6 +16,7 @@ CASES = [
     ("small-cnn", (1, 8, 8), {}),
     ("preact-resnet18", (3, 8, 10), {"width": 4}),
     ("wrn-10-1", (1, 8, 8), {"dropout": 0.3}),
+    ("vit", (3, 8, 12), {"width": 16, "depth": 3}),
 ]
 
 
@@ -104,6 +105,9 @@ def test_without_a_seed_the_global_state_decides() -> None:
         ("small-cnn", (1, 3, 8), {}, "sides >= 4"),
         ("preact-resnet18", (5,), {}, "images"),
         ("timm:resnet18", (5,), {}, "images"),
+        ("vit", (5,), {}, "images"),
+        ("vit", (3, 8, 12), {"patch": 3}, "must divide"),
+        ("vit", (3, 8, 8), {"width": 30}, "multiple of heads"),
     ],
 )
 def test_refusals(name: str, shape: tuple[int, ...], options: dict, said: str) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import omnimix as om
 from omnimix.core.pairing import InTable
 from omnimix.core.random import integers
+from omnimix.data.two_view import TwoView, one_view
 from omnimix.train import Budget, CheckpointError, Data, Part, TrainingError, fit
 from omnimix.train import checkpoint as files
 
@@ -91,6 +92,24 @@ def test_resuming_holds_for_all_optimisers_and_selections(settings, tmp_path):
     with pytest.raises(Killed):
         outcome("mixup", budget, checkpoint=tmp_path / "a", checkpoint_every=0, progress=killer(3))
     assert same(outcome("mixup", budget, checkpoint=tmp_path / "a"), outcome("mixup", budget))
+
+
+def test_what_the_inputs_draw_goes_on_too(tmp_path):
+    y, budget = torch.arange(40) % 4, Budget(5, 8, 0.05)
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+
+    def train(**more):
+        views = TwoView(x, y, 4, torch.Generator().manual_seed(5))
+        model = nn.Linear(6, 4)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        given = Data(Part(views, y), Part(one_view(x), y), None, om.Classification(4))
+        fit(om.create("mixup"), model, given, budget, seed=1, **more)
+        return model.weight
+
+    with pytest.raises(Killed):
+        train(checkpoint=tmp_path / "a", checkpoint_every=0, progress=killer(2))
+    assert torch.equal(train(checkpoint=tmp_path / "a"), train())
 
 
 def test_the_time_spent_before_counts(tmp_path):

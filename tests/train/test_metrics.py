@@ -70,6 +70,8 @@ def test_the_worst_domain_and_each_domain(task, worst):
     found = scores(task, prediction, y, domain)
     assert found["worst_domain"] == worst
     assert {k: v for k, v in found.items() if "@" in k} == names
+    mean = sum(names.values()) / 3  # each domain counts the same, whatever its size
+    assert scores(task, prediction, y, domain, ["mean_domain"]) == {"mean_domain": pytest.approx(mean), **names}
     assert scores(task, prediction, y, domain, ["worst_domain"]) == {
         k: found[k] for k in found if "domain" in k or "@" in k
     }
@@ -78,13 +80,14 @@ def test_the_worst_domain_and_each_domain(task, worst):
 def test_chosen_metrics_and_directions():
     y = torch.rand(6, 1)
     assert list(scores(om.Regression(1), y, y, names=["r2", "mae"])) == ["r2", "mae"]
-    with pytest.raises(ValueError, match="one of 'rmse', 'mae', 'mape', 'r2', 'worst_domain', got 'accuracy'"):
+    known = "one of 'rmse', 'mae', 'mape', 'r2', 'worst_domain', 'mean_domain', got 'accuracy'"
+    with pytest.raises(ValueError, match=known):
         scores(om.Regression(1), y, y, names=["accuracy"])
     with pytest.raises(ValueError, match="domain column"):
         scores(om.Regression(1), y, y, names=["worst_domain"])
     better = metrics.higher_is_better
-    assert [better(om.Classification(2), m) for m in ("accuracy", "worst_domain", "loss", "ece")] == [1, 1, 0, 0]
-    assert [better(om.Regression(1), m) for m in ("r2", "rmse", "worst_domain")] == [1, 0, 0]
+    assert [better(om.Classification(2), m) for m in ("accuracy", "mean_domain", "loss", "ece")] == [1, 1, 0, 0]
+    assert [better(om.Regression(1), m) for m in ("r2", "rmse", "mean_domain")] == [1, 0, 0]
 
 
 def test_agreement_with_scikit_learn():

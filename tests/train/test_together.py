@@ -14,18 +14,18 @@ from omnimix.train import together as module
 from omnimix.train.together import can_train_together, fit_together, same_shapes
 
 BUDGET = Budget(epochs=3, batch_size=8, lr=0.01)
-TASKS = {"regression": om.Regression(1), "classification": om.Classification(3)}
+TASKS = {"regression": om.Regression(1), "classification": om.Classification(3), "multilabel": om.MultiLabel(3)}
 
 
 def data_of(seed, task="regression", rows=37):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows + 20, 4, generator=generator)
-    y = x.sum(1) + x[:, 0] ** 2 if task == "regression" else x[:, :3].argmax(1)
+    y = {"regression": x.sum(1) + x[:, 0] ** 2, "classification": x[:, :3].argmax(1)}.get(task, (x[:, :3] > 0).float())
     return Data(Part(x[:rows], y[:rows]), Part(x[rows:-8], y[rows:-8]), Part(x[-8:], y[-8:]), TASKS[task])
 
 
-def run_of(name, seed, task="regression", outputs=None, **options):
-    model = create("mlp", (4,), outputs or TASKS[task].outputs, seed=seed, hidden=(16, 8))
+def run_of(name, seed, task="regression", hidden=(16, 8), **options):
+    model = create("mlp", (4,), TASKS[task].outputs, seed=seed, hidden=hidden)
     return om.create(name, **options), model, data_of(seed, task)
 
 
@@ -74,11 +74,23 @@ def test_each_run_is_what_fit_gives_it_alone(of, drop_last):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("of", [{"name": "manifold-mixup"}, {"name": "c-mixup", "place": "block1"}], ids=str)
-def test_a_run_is_the_same_bit_for_bit_whatever_runs_beside_it(of):
-    runs, done = together((0, 1, 2, 3), **of)
+SHAPES = [
+    ({"name": "manifold-mixup"}, {}),
+    ({"name": "c-mixup", "place": "block1"}, {}),
+    ({"name": "mixup", "per_sample": True, "hidden": (5, 3)}, {"batch_size": 7}),
+    ({"name": "manifold-mixup", "hidden": (17,)}, {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}),
+    ({"name": "mixup", "task": "classification", "hidden": (7, 9)}, {"optimizer": "adamw", "clip": 0.1}),
+    ({"name": "manifold-mixup", "task": "classification", "loss": "bce_on_softmax", "hidden": (6,)}, {"batch_size": 5}),
+    ({"name": "mixup", "task": "multilabel", "hidden": (6,)}, {"batch_size": 5}),
+]
+
+
+@pytest.mark.parametrize(("of", "options"), SHAPES, ids=str)
+def test_a_run_is_the_same_bit_for_bit_whatever_runs_beside_it(of, options):
+    budget = Budget(**{"epochs": 6, "batch_size": 8, "lr": 0.01, "drop_last": False, **options})
+    runs, done = together((0, 1, 2, 3), budget, **of)
     for some in ((1,), (3, 1), (1, 2, 0)):
-        fewer, found = together(some, **of)
+        fewer, found = together(some, budget, **of)
         place = some.index(1)
         assert torch.equal(weights(fewer[place]), weights(runs[1]))
         assert found[place].history == done[1].history
@@ -166,30 +178,106 @@ def test_clipping_is_by_run():
         torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=1e-6)
 
 
-def test_it_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "runs.safetensors"
-    whole, expected = together((0, 1), name="manifold-mixup")
-
+def stop_at(epoch):
     def stop(done, total):
+        if done == epoch:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def with_checkpoints(folder, seeds, name="manifold-mixup", budget=BUDGET, every=0, **more):
+    runs = [run_of(name, seed) for seed in seeds]
+    paths = [folder / f"{seed}.safetensors" for seed in seeds]
+    given = list(map(list, zip(*runs, strict=True)))
+    return runs, fit_together(*given, budget, seeds=seeds, checkpoints=paths, checkpoint_every=every, **more)
+
+
+OPTIMIZERS = [{}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "sgd", "momentum": 0.0}]
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=str)
+def test_runs_go_on_in_any_grouping_bit_for_bit(tmp_path, monkeypatch, options):
+    budget = Budget(epochs=4, batch_size=8, lr=0.01, select="best", **options)
+    whole, expected = together((0, 1, 2, 3), budget, name="manifold-mixup")
+    with pytest.raises(KeyboardInterrupt):
+        with_checkpoints(tmp_path, (0, 1, 2), budget=budget, progress=stop_at(3))
+    with pytest.raises(KeyboardInterrupt):
+        with_checkpoints(tmp_path, (3,), budget=budget, progress=stop_at(2))
+    assert len(list(tmp_path.iterdir())) == 4
+    epochs, told = [], []
+    monkeypatch.setattr(module._Together, "_epoch", _spy(module._Together._epoch, epochs))
+    for seeds in ((3, 1), (2, 0)):  # 3 has come less far than 1
+        runs, done = with_checkpoints(tmp_path, seeds, budget=budget, every=99, progress=lambda *a: told.append(a))
+        for seed, run, found in zip(seeds, runs, done, strict=True):
+            assert found.history == expected[seed].history
+            assert found.best_epoch == expected[seed].best_epoch
+            assert torch.equal(weights(run), weights(whole[seed]))
+    # Each was saved one epoch before it was stopped: the file is written before progress is told.
+    assert epochs == [2, 3, 3, 3]
+    assert told == [(3, 8), (4, 8), (8, 8), (4, 4)]
+
+
+def test_a_finished_run_is_not_trained_again_before_its_result_is_stored(tmp_path, monkeypatch):
+    _, first = with_checkpoints(tmp_path, (0, 1))
+    expected = together((1,), name="manifold-mixup")[0]
+    monkeypatch.setattr(module._Together, "_epoch", None)
+    runs, again = with_checkpoints(tmp_path, (1,))
+    assert again[0].history == first[1].history
+    assert torch.equal(weights(runs[0]), weights(expected[0]))
+
+
+def test_a_run_that_trained_with_others_goes_on_alone_and_the_other_way_round(tmp_path):
+    budget = Budget(epochs=4, batch_size=8, lr=0.01, optimizer="adamw", weight_decay=0.1)
+    alone = run_of("mixup", 1)
+    expected = fit(*alone, budget, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        with_checkpoints(tmp_path, (0, 1), "mixup", budget, progress=stop_at(2))
+    run, path, seen = run_of("mixup", 1), tmp_path / "1.safetensors", []
+    fit(*run, budget, seed=1, checkpoint=path, progress=lambda done, *_: seen.append(done))
+    assert seen == [3, 4]
+    torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=1e-5)
+
+    path.unlink()
+
+    def stop(done, *_):
         if done == 2:
             raise KeyboardInterrupt
 
-    def train(**more):
-        runs = [run_of("manifold-mixup", seed) for seed in (0, 1)]
-        given = list(map(list, zip(*runs, strict=True)))
-        return runs, fit_together(*given, BUDGET, seeds=(0, 1), checkpoint=path, checkpoint_every=0, **more)
-
     with pytest.raises(KeyboardInterrupt):
-        train(progress=stop)
-    assert path.exists()
-    epochs = []
-    monkeypatch.setattr(module._Together, "_epoch", _spy(module._Together._epoch, epochs))
-    runs, done = train()
-    assert epochs == [2]
-    assert not path.exists()
-    for run, mine, theirs, other in zip(runs, done, expected, whole, strict=True):
-        assert mine.history == theirs.history
-        assert torch.equal(weights(run), weights(other))
+        fit(*run_of("mixup", 1), budget, seed=1, checkpoint=path, checkpoint_every=0, progress=stop)
+    runs, done = with_checkpoints(tmp_path, (1,), "mixup", budget)
+    torch.testing.assert_close(weights(runs[0]), weights(alone), rtol=1e-4, atol=1e-5)
+    assert [row["epoch"] for row in done[0].history] == [row["epoch"] for row in expected.history]
+
+
+def test_an_undefined_metric_of_one_run_is_its_error_alone():
+    runs = [run_of("erm", seed) for seed in (0, 1)]
+    flat = copy.deepcopy(runs[0][2])
+    flat.valid.y[:] = 1.0  # no variance: R^2 is undefined
+    budget = Budget(epochs=2, batch_size=8, lr=0.01, metric="r2")
+    with pytest.raises(ValueError, match="undefined") as alone:
+        fit(*run_of("erm", 0)[:2], flat, budget, seed=0)
+    done = fit_together([r[0] for r in runs], [r[1] for r in runs], [flat, runs[1][2]], budget, seeds=(0, 1))
+    assert type(done[0]) is ValueError
+    assert str(done[0]) == str(alone.value)
+    assert len(done[1].history) == 2
+
+
+def other_method(runs):
+    runs[1] = (om.create("mixup", alpha=0.3), *runs[1][1:])
+
+
+def other_activation(runs):
+    runs[1] = (runs[1][0], create("mlp", (4,), 1, seed=1, hidden=(16, 8), activation="relu"), runs[1][2])
+
+
+@pytest.mark.parametrize(("change", "name"), [(other_method, "methods"), (other_activation, "networks")])
+def test_runs_that_are_not_set_up_alike_are_refused(change, name):
+    runs = [run_of("mixup", seed) for seed in (0, 1)]
+    change(runs)
+    with pytest.raises(ValueError, match=f"{name} must be set up alike"):
+        fit_together(*map(list, zip(*runs, strict=True)), BUDGET, seeds=(0, 1))
 
 
 def _spy(function, seen):

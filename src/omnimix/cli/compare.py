@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .console import app, console, progress, user_errors
+from .pace import Pace, Work
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,10 +249,12 @@ class _Watch:
         jobs = {job.key: job for unit in units for job in unit}
         choosing = any(job.draw.number or (job.hold and len(job.hold.out) > 1) for job in jobs.values())
 
-        def done_runs() -> float:
-            return sum(float(share) * len(unit) for share, unit in zip(fractions, units, strict=False))
+        pace = Pace([_work(unit) for unit in units])
 
-        with progress(done_runs, runs, self.out) as tell:
+        def left() -> float | None:
+            return pace.left(fractions, time.monotonic() - start)
+
+        with progress(lambda: runs * pace.done(fractions), runs, self.out, left=left) as tell:
 
             def show_outcome(outcome: Run | Failure) -> None:
                 nonlocal ended, start
@@ -262,14 +265,20 @@ class _Watch:
                 if hasattr(outcome, "error"):
                     said = f"failed: {_name(jobs[outcome.key], plan)}: {outcome.error}"
                     self.out.print(said, markup=False)
-                done = done_runs()
-                left = (time.monotonic() - start) * (runs - done) / done
-                tell(
-                    _line(outcome, _name(jobs[outcome.key], plan), choosing)
-                    + ("" if self.out.is_terminal else f"; {_time(left)} left")
-                )
+                else:
+                    pace.ended(outcome.method, len(outcome.history), outcome.seconds)
+                line, rest = _line(outcome, _name(jobs[outcome.key], plan), choosing), left()
+                tell(line if self.out.is_terminal or rest is None else f"{line}; {_time(rest)} left")
 
             yield show_outcome
+
+
+def _work(unit: Unit) -> Work:
+    from ..compare.spec import cost, create
+
+    job = unit[0]
+    declared = cost(job.method, create(job.method, job.parameters))
+    return Work(str(job.method), len(unit), job.budget.epochs, declared)
 
 
 def _name(job: Job, plan: Plan) -> str:
@@ -365,15 +374,17 @@ def _main_table(result: Result) -> Table:
 
 
 def _domains_table(result: Result) -> Table:
-    """The mean over seeds in every held-out domain."""
+    """The mean over seeds in every held-out domain, by every rule of selection that ran."""
     table = Table(title=f"test {result.primary} by held-out domain, mean over seeds", title_justify="left")
-    table.add_column("method")
-    for name in result.domains:
+    several, places = bool(result.rules), result.places(result.primary)
+    for name in ("method", *["selection"] * several):
+        table.add_column(name)
+    for name in (*result.domains, "worst", "mean", *[f"minus {result.selection}"] * several):
         table.add_column(escape(name), justify="right")
-    places = result.places(result.primary)
-    for summary in result.ranking:
-        means = [result.domain_mean(summary.method, name) for name in result.domains]
-        table.add_row(escape(summary.method), *("" if mean is None else f"{mean:.{places}f}" for mean in means))
+    for line in result.side_by_side:
+        means = [f"{v:.{places}f}" if v is not None else "" for v in (*line.domains.values(), line.worst, line.mean)]
+        gap = "" if line.gap is None else f"{line.gap:+.{places}f}"
+        table.add_row(escape(line.method), *[line.rule] * several, *means, *[gap] * several)
     return table
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+Left: TypeAlias = Callable[[], float | None]
 PLAIN_WIDTH = 140
 """Columns of a table that does not go to a terminal."""
 
@@ -44,9 +47,12 @@ def _root(
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """What the user can put right ends in one message on standard error and exit status 2."""
+    """What the user can put right ends in one message on standard error and exit status 2; an interrupt in 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo("omnimix: stopped", err=True)
+        raise typer.Exit(130) from None
     except (ValueError, ImportError, OSError) as error:
         remedy = "" if not isinstance(error, ModuleNotFoundError) else ': pip install "omnimix[compare]"'
         typer.echo(f"omnimix: {error}{remedy}", err=True)
@@ -56,31 +62,35 @@ def user_errors() -> Iterator[None]:
 class _Live(Progress):
     """A bar that asks for its state whenever it is drawn."""
 
-    def __init__(self, share: Callable[[], float], total: int, console: Console, unit: str) -> None:
+    def __init__(self, share: Callable[[], float], total: int, console: Console, unit: str, left: Left | None) -> None:
         columns = (
             TextColumn(f"{{task.fields[runs]}}/{{task.total:.0f}} {unit}"), BarColumn(24),
             TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn() if left is None else TextColumn("{task.fields[left]}"),
             TextColumn("{task.description}", markup=False),
         )  # fmt: skip
-        self.share = share
+        self.share, self.left = share, left
         self.task: TaskID | None = None
         super().__init__(*columns, console=console, transient=True, speed_estimate_period=600)
-        self.task = self.add_task("", total=total, runs=0)
+        self.task = self.add_task("", total=total, runs=0, left="-:--:--")
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.task is not None:
-            self.update(self.task, completed=self.share())
+            seconds = None if self.left is None else self.left()
+            rest: dict[str, Any] = {} if seconds is None else {"left": str(timedelta(seconds=round(seconds)))}
+            self.update(self.task, completed=self.share(), **rest)
         yield from super().get_renderables()
 
 
 @contextmanager
 def progress(
-    share: Callable[[], float], total: int, out: Console, unit: str = "runs"
+    share: Callable[[], float], total: int, out: Console, unit: str = "runs", left: Left | None = None
 ) -> Iterator[Callable[[str], None]]:
     """A live bar with the time left on a terminal, a line a run elsewhere; gives the function to call with each run.
 
-    share: how many runs' worth of work is done by now.
+    share: how many runs' worth of work is done by now. left: the seconds that remain, where the caller knows better
+    than the speed so far; None until it does.
     """
     ended = 0
     if not out.is_terminal:
@@ -92,7 +102,7 @@ def progress(
 
         yield line
         return
-    with _Live(share, total, out, unit) as live:
+    with _Live(share, total, out, unit, left) as live:
 
         def tell(text: str) -> None:
             nonlocal ended

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.registry import Info
+from ..core.search import Choice, Log, Range
 from .console import app, console, user_errors
 
 SAID = {"label": "all training labels", "domain": "a domain column", "feature": "all training inputs"}
@@ -42,18 +43,30 @@ def methods(
     for card in cards:
         name = card.name if card.package == "omnimix" else f"{card.name} ({card.package})"
         given = ", ".join(_write(key, value) for key, value in card.parameters.items())
-        about = escape(f"{card.summary}\n{given}" if given else card.summary)
+        drawn = "; ".join(f"{key} {span(within)}" for key, within in card.search.items())
+        about = escape("\n".join(part for part in (card.summary, given, drawn and f"tuned: {drawn}") if part))
         needs = "\n".join(_needs(card))
         table.add_row(escape(name), about, "\n".join(card.tasks), needs, f"{card.cost:g} ×", escape(card.paper))
     out.print(table)
     out.print(
-        "cost: gradient evaluations of a step relative to plain training. omnimix show METHOD draws what it does."
+        "cost: gradient evaluations of a step relative to plain training. tuned: from where --tune draws; what is not "
+        "named keeps its value. omnimix show METHOD draws what it does."
     )
+
+
+def span(within: Range) -> str:
+    """0.1 to 8, log-uniform"""
+    if isinstance(within, Choice):
+        return "one of " + ", ".join(_number(value) for value in within.values)
+    unit = "" if within.unit is None else " standard deviations of the training labels"
+    return f"{within.low:g} to {within.high:g}{unit}, {'log-uniform' if isinstance(within, Log) else 'uniform'}"
 
 
 def _needs(card: Info) -> list[str]:
     """What a method needs beside batches, with its default parameters."""
     needs = [f"{kind}s" for kind in card.inputs if kind != "any"]
+    if card.network == "attention":
+        needs.append("a vision transformer (--net vit)")
     try:
         method = card.factory()
     except (TypeError, ValueError):  # it has parameters without defaults
@@ -80,7 +93,16 @@ def _facts(card: Info) -> dict[str, Any]:
         "parameters": {
             name: None if value is inspect.Parameter.empty else _plain(value) for name, value in card.parameters.items()
         },
+        "search": {name: _search(within) for name, within in card.search.items()},
     }
+
+
+def _search(within: Range) -> dict[str, Any]:
+    """A range as JSON has it."""
+    if isinstance(within, Choice):
+        return {"kind": "choice", "values": _plain(within.values)}
+    kind = "log-uniform" if isinstance(within, Log) else "uniform"
+    return {"kind": kind, "low": within.low, "high": within.high, "unit": within.unit}
 
 
 def _plain(value: Any) -> Any:
@@ -91,6 +113,11 @@ def _plain(value: Any) -> Any:
 
 
 def _write(name: str, value: Any) -> str:
-    from ..compare.spec import write_value
+    return name if value is inspect.Parameter.empty else f"{name}={_number(value)}"
 
-    return name if value is inspect.Parameter.empty else f"{name}={write_value(value)}"
+
+def _number(value: Any) -> str:
+    """A value as users type it, rounded: 6/49 is 0.1224."""
+    from ..compare.arguments import write_value
+
+    return f"{value:.4g}" if isinstance(value, float) else write_value(value)

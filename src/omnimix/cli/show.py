@@ -13,7 +13,7 @@ from .console import app, console, progress, user_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..compare.pictures import Shown
     from ..compare.spec import Spec
@@ -25,6 +25,8 @@ LAMS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 ROWS = 240
 """Samples of a table that are drawn and paired."""
+SIDE = 96
+"""Images are made no larger than that before their hidden maps are mixed, which may cost the square of their places."""
 PHOTOS = "photos"
 """The name of the two photographs that come with scikit-learn."""
 
@@ -115,16 +117,25 @@ def picture(specs: tuple[Spec, ...], asked: _Asked, out: Path) -> list[str]:
     else:
         png(out, lambda figure: _points(figure, seen[0]), 7, 5)
     own = any(step.seen is not None for one in seen for step in one.shown.steps)
-    return [
-        f"{one.shown.method}: {sentence(one.shown) if own or not one.image else how_much(one.shown)}" for one in seen
-    ]
+    said = [sentence(one.shown) if own or not one.image else how_much(one.shown) + _hidden(one) for one in seen]
+    return [f"{one.shown.method}: {text}" for one, text in zip(seen, said, strict=True)]
+
+
+def _hidden(one: _Seen) -> str:
+    """How hidden states are drawn, and labels that wait for the forward pass."""
+    mixes = [step.mix for step in one.shown.steps if step.mix is not None]
+    if any(mix.labels is not None and mix.labels.after for mix in mixes):
+        return "; drawn: the labels before the forward pass, whose attention moves them in training"
+    places = {step.recipe.place for step in one.shown.steps if step.recipe is not None}
+    return "" if places <= {"input"} else "; drawn: the mean over channels, mixed in an untrained network"
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A method, watched on data."""
+    """A method, watched on data. network: with which, not trained."""
 
     shown: Shown
+    network: nn.Module
     image: bool
     classes: tuple[str, ...]
     features: tuple[str, ...]
@@ -136,6 +147,7 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     from ..compare.jobs import check
     from ..compare.pictures import Shown, watch
     from ..compare.spec import create
+    from ..core import registry
     from ..networks import create as create_network
     from ..train.parts import Data
 
@@ -144,7 +156,8 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     check(spec, dict(spec.parameters), source)
     image = source.kind == "image"
     data = Data(_part(source, asked.seed), None, None, source.task)
-    network = create_network("small-cnn" if image else "mlp", source.input_shape, source.task.outputs, seed=0)
+    suits = ("vit" if registry.info(spec.name).network == "attention" else "small-cnn") if image else "mlp"
+    network = create_network(suits, source.input_shape, source.task.outputs, seed=0)
     try:
         steps = watch(
             method, network, data, batch_size=min(32, len(data.train)), draws=128 if image else 1024, seed=asked.seed
@@ -155,7 +168,13 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
         raise ValueError(f"{spec} mixes nothing: it trains on samples as they are, so there is nothing to show")
     target = ", ".join(source.target_names[:1])
     return _Seen(
-        Shown(str(spec), data, steps), image, source.class_names, source.feature_names, target, source.domain_names
+        Shown(str(spec), data, steps),
+        network,
+        image,
+        source.class_names,
+        source.feature_names,
+        target,
+        source.domain_names,
     )
 
 
@@ -244,7 +263,7 @@ class _Line:
 
 
 def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
-    """Pairs of images over lam; for hidden mixing the pairs, for other methods what the network is given."""
+    """Pairs of images over lam, at every place where the method mixes; for others what the network is given."""
     from ..compare.pictures import draws_of, over_lam
     from ..compare.report.samples import label_names, parts_of
 
@@ -263,14 +282,44 @@ def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
         assert step.recipe is not None
         partner = step.recipe.partner[row]
         x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
-        if "input" not in step.mix.places:
-            found.append(_Line(f"mixed at {step.recipe.place}", list(zip(x, names, strict=True))))
-            continue
         lam = draws_of(step.mix)
         lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
-        mixed = over_lam(step.mix, x, lams, seed, step.batch.y[partner])
-        found.append(_Line(name, [(image, parts_of(share.tolist(), names, ", ")) for image, share in mixed]))
+        for place in step.mix.places:
+            states = x if place == "input" else _map_at(place, one.network, x)
+            if states is None:
+                found.append(_Line(f"mixed at {place}, which is no map", list(zip(x, names, strict=True))))
+                continue
+            mixed = over_lam(step.mix, states, lams, seed, step.batch.y[partner])
+            images = [image for image, _ in mixed] if place == "input" else _as_images([h for h, _ in mixed])
+            texts = [parts_of(share.tolist(), names, ", ") for _, share in mixed]
+            where = name if step.mix.places == ("input",) else f"{name}\nat {place}"
+            found.append(_Line(where, list(zip(images, texts, strict=True))))
+        if len(step.mix.places) > 1:  # a line a place is enough
+            return found
     return found
+
+
+def _map_at(place: str, network: nn.Module, x: Tensor) -> Tensor | None:
+    """The hidden maps (K, C, H, W) of images (K, ...) at a tap; None where it gives something else."""
+    import torch
+    import torch.nn.functional as F
+
+    from ..core.split import evaluating, observe
+
+    small = min(1.0, SIDE / max(x.shape[-2:]))
+    x = x if small == 1 else F.interpolate(x, scale_factor=small, mode="area")
+    with torch.no_grad(), evaluating(network), observe(network, place) as seen:
+        network(x)
+    h = seen[place]
+    return h if h.ndim == 4 and min(h.shape[-2:]) > 1 else None
+
+
+def _as_images(maps: list[Tensor]) -> list[Tensor]:
+    """The mean over channels of every map (C, H, W) in [0, 1] over all of them; drawn large, they show their cells."""
+    import torch
+
+    means = torch.stack(maps).mean(dim=1, keepdim=True)
+    return list((means - means.min()) / (means.max() - means.min()).clamp_min(1e-12))
 
 
 def _grid(figure: Figure, lines: list[_Line]) -> None:

@@ -23,14 +23,14 @@ from torch import nn
 
 from .. import __version__
 from ..core import registry
-from ..core.method import Method, Mix, Setup
-from ..core.task import Task
+from ..core.method import Method
 from ..data.source import Source, digest
 from ..train.budget import Budget
 from ..train.parts import Data, Part
+from .arguments import fit_sequences
 from .protocol import Hold, Protocol, prepare, split
 from .selection import LEAVE_ONE_OUT, Cell, Chosen, holds, rule_budget
-from .spec import Settings, Spec, canonical, cost, create, fingerprint, fit_sequences, write_value
+from .spec import Settings, Spec, canonical, cost, create, decisive, fingerprint
 from .store import Failure, Run
 from .tune import Draw, draw
 
@@ -43,7 +43,7 @@ BYTES = 2**28
 """The most data that they may hold."""
 ROOMS = ("core", "samples", "domains", "models", "data", "networks", "train")
 """Whose code decides what a run gives; with `FILES` beside this one."""
-FILES = ("jobs.py", "protocol.py", "selection.py", "spec.py", "tune.py")
+FILES = ("arguments.py", "jobs.py", "protocol.py", "selection.py", "spec.py", "tune.py")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class _Maker:
         drawn = draw(spec, number, seed, protocol, keep_lr=keep_lr, label_sd=lambda: self._label_sd(seed, hold))
         parameters = {**spec.resolved(protocol.methods.get(spec.name, {})), **drawn.parameters}
         budget = replace(self._budget(spec, parameters, seed, hold), **drawn.budget)
-        budget = rule_budget(budget, protocol, source.task, epochs)
+        budget = rule_budget(budget, protocol, epochs)
+        name, given = decisive(spec, parameters)
         config = {
             **self.shared,
             "protocol": replace(protocol, budget=budget).describe(),
@@ -148,8 +149,8 @@ class _Maker:
                 "oracle": hold.oracle,
                 "domains": list(source.domain_names),
             },
-            "method": str(spec),
-            "parameters": {name: write_value(value) for name, value in parameters.items()},
+            "method": name,
+            "parameters": given,
             "seed": seed,
             "code": method_code(spec.name),
         }
@@ -160,15 +161,16 @@ class _Maker:
         budget, evaluations = self.plan.protocol.budget, self.settings.evaluations
         times = spec.times
         if evaluations is not None:
-            steps, rest = divmod(len(self.train(seed, hold)), budget.batch_size)
-            an_epoch = cost(spec, create(spec, parameters)) * (steps + int(rest > 0 and not budget.drop_last))
-            epochs = int(evaluations / an_epoch)
+            method = create(spec, parameters)
+            an_epoch = cost(spec, method) * steps(len(self.train(seed, hold)), budget)
+            ahead = method.samples_ahead / budget.batch_size
+            epochs = int((evaluations - ahead) / an_epoch)
             if epochs < 1:
                 raise ValueError(
                     f"evaluations = {evaluations} do not last for an epoch of {spec}, which takes {an_epoch:g} "
-                    "gradient evaluations"
+                    f"gradient evaluations" + (f" after {ahead:g} before the first step" if ahead else "")
                 )
-            times *= epochs / budget.epochs
+            times = epochs / budget.epochs
         if times == 1:
             return budget
         milestones = tuple(max(1, round(milestone * times)) for milestone in budget.milestones)
@@ -179,6 +181,12 @@ class _Maker:
         rows = self.train(seed, hold)
         y = self.plan.source.y[rows].double().reshape(len(rows), -1)
         return (y - y.mean(0)).square().sum(1).mean().sqrt().item()
+
+
+def steps(rows: int, budget: Budget) -> int:
+    """Of an epoch over so many rows."""
+    full, rest = divmod(rows, budget.batch_size)
+    return full + int(rest > 0 and not budget.drop_last)
 
 
 def device_kind(source: Source, protocol: Protocol) -> str:
@@ -209,16 +217,6 @@ def check(spec: Spec, parameters: Mapping[str, Any], source: Source) -> None:
         raise ValueError(f"{spec.name} needs the domain of every sample; say which column it is (--domain)")
 
 
-def check_places(spec: Spec, parameters: Mapping[str, Any], network: nn.Module, task: Task) -> None:
-    """ValueError if the method mixes at a place that the network does not have."""
-    for method in parts(create(spec, parameters)):
-        if isinstance(method, Mix):
-            try:
-                method.resolve_places(Setup(network, task))
-            except ValueError as error:
-                raise ValueError(f"{spec}: {error}") from error
-
-
 def parts(method: Method) -> Iterator[Method]:
     """The method and those that it is made of."""
     yield method
@@ -246,6 +244,7 @@ def make_network(plan: Plan, seed: int) -> nn.Module:
 def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:
     """What processes do at a time: the seeds of a method in one vectorised training where that is possible."""
     groups: dict[Any, list[Job]] = {}
+    jobs = list({job.key: job for job in jobs}.values())  # of two texts of one method, one run
     for job in jobs:
         groups.setdefault((str(job.method), canonical(job.config["parameters"]), job.budget, job.hold), []).append(job)
     pieces = -(-workers // max(1, len(groups)))  # enough for every worker
@@ -280,8 +279,21 @@ def execute(unit: Unit, plan: Plan, progress: Callable[[float], None] | None = N
         except Exception as error:
             if len(unit) == 1:
                 return [_failed(unit[0], plan, error)]
-            return [outcome for job in unit for outcome in execute((job,), plan)]
+            return _apart(unit, plan, progress)
     return [_run(job, plan, progress) for job in unit]
+
+
+def _apart(unit: Unit, plan: Plan, progress: Callable[[float], None] | None) -> Outcome:
+    """The outcomes of runs that cannot train together, one after the other."""
+    found: Outcome = []
+    for number, job in enumerate(unit):
+
+        def tell(share: float, number: int = number) -> None:
+            if progress is not None:
+                progress((number + share) / len(unit))
+
+        found += execute((job,), plan, tell)
+    return found
 
 
 def failure(job: Job, plan: Plan, error: str, trace: str) -> Failure:
@@ -329,12 +341,9 @@ def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run 
         done = fit(
             given.method, given.model, given.data, job.budget, seed=job.seed, checkpoint=checkpoint, progress=tell
         )
-        run = _scored(job, plan, given, done)
+        return _scored(job, plan, given, done)
     except Exception as error:
         return _failed(job, plan, error)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    return run
 
 
 def _run_together(unit: Unit, plan: Plan, progress: Callable[[float], None] | None) -> Outcome:
@@ -342,7 +351,7 @@ def _run_together(unit: Unit, plan: Plan, progress: Callable[[float], None] | No
 
     givens = [_given(job, plan) for job in unit]
     if not same_shapes([given.data for given in givens]):
-        return [outcome for job in unit for outcome in _run_together((job,), plan, progress)]
+        return _apart(unit, plan, progress)
 
     def tell(done: int, total: int) -> None:
         if progress is not None:
@@ -354,7 +363,7 @@ def _run_together(unit: Unit, plan: Plan, progress: Callable[[float], None] | No
         [given.data for given in givens],
         unit[0].budget,
         seeds=[job.seed for job in unit],
-        checkpoint=plan.checkpoints and plan.checkpoints / f"{fingerprint([job.key for job in unit])}.safetensors",
+        checkpoints=[plan.checkpoints / f"{job.key}.safetensors" for job in unit] if plan.checkpoints else None,
         progress=tell,
     )
     of = {"together": str(len(unit))}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..train.metrics import HIGHER_IS_BETTER
+from . import rules
 from .statistics import Estimate, Summary
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def escape(text: str) -> str:
 
 
 def table(result: Result) -> str:
-    """The summary of one comparison."""
+    """The summary of one comparison; below it, where there are any, domains and rules, and what tuning chose."""
     metric, places = result.primary, result.places(result.primary)
     bold, rows = best(result), []
     for summary in result.ranking:
@@ -33,8 +34,8 @@ def table(result: Result) -> str:
         rows.append([
             _bold(escape(summary.method), summary.method == bold),
             str(summary.n),
-            _bold(_spread(summary.metrics.get(metric), places), summary.method == bold),
-            "--" if gap is None else f"${gap.mean:+.{places}f}$",
+            _bold(_spread(summary.metrics.get(metric), places, summary.n), summary.method == bold),
+            "--" if gap is None else f"${gap.mean:+.{places}f}$" + _n(gap.n, summary.n),
             "" if gap is None or gap.ci95 is None else f"$[{gap.ci95[0]:+.{places}f}, {gap.ci95[1]:+.{places}f}]$",
             _p(None if gap is None else gap.p_holm),
             _p(None if gap is None else gap.p_wilcoxon_holm),
@@ -44,10 +45,75 @@ def table(result: Result) -> str:
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
     caption = (
         f"Test {escape(metric)} on {escape(result.data['name'])} (mean $\\pm$ standard deviation over {result.span}; "
-        f"{better} is better), protocol: {escape(result.protocol['name'])}. Differences to {against} are paired by "
+        f"{better} is better), protocol: {escape(result.protocol['name'])}. {_chosen(result)}{_noise(result)}"
+        f"Differences to {against} are paired by "
         f"seed (split, initial weights), with bootstrap intervals. {escape(result.tests)}. {_rule(against)}"
     )
-    return _table("lrcrrrr", head, rows, caption, f"tab:{result.data['name']}")
+    label = f"tab:{result.data['name']}"
+    parts = [_table("lrcrrrr", head, rows, caption, label)]
+    if result.by_domain or result.rules:
+        parts.append(_rules_table(result, f"{label}-rules"))
+    if any(one["chosen"] for one in result.tuning):
+        parts.append(_draws_table(result, f"{label}-draws"))
+    return "\n".join(parts)
+
+
+def _rules_table(result: Result, label: str) -> str:
+    """Every method under every rule of selection that ran, by domain."""
+    places = result.places(result.primary)
+
+    def number(value: float | None, sign: str = "") -> str:
+        return "--" if value is None else f"${value:{sign}.{places}f}$"
+
+    several, worst = bool(result.rules), any(line.worst is not None for line in result.side_by_side)
+    head = ["Method", *["Selection"] * several, *map(escape, result.domains), *["Worst"] * worst, "Mean"]
+    head += [f"Minus {escape(result.selection)}"] * several
+    rows = [
+        [
+            escape(line.method),
+            *[escape(line.rule)] * several,
+            *map(number, line.domains.values()),
+            *[number(line.worst)] * worst,
+            number(line.mean) + _n(line.n, len(result.settings.seeds)),
+            *[number(line.gap, "+")] * several,
+        ]
+        for line in result.side_by_side
+    ]
+    caption = f"Test {_metric(result.primary)} on {escape(result.data['name'])}, mean over {result.span}"
+    if result.by_domain:
+        caption += ", by the domain that was held out; worst: of each seed"
+    ruled = {line.rule for line in result.side_by_side}
+    caption += f". The oracle is {rules.REFERENCE}." if rules.ORACLE in ruled else "."
+    return _table("l" * (1 + several) + "r" * (len(head) - 1 - several), head, rows, caption, label)
+
+
+def _draws_table(result: Result, label: str) -> str:
+    """Which draw of hyperparameters the rule of the comparison chose, and after how many epochs it was taken."""
+    rows, held = [], result.by_domain
+    for one in rules.draws(result):
+        if one["rule"] != result.selection:
+            continue
+        rows.append([
+            escape(one["method"]), str(one["seed"]), *[escape(str(one["domain"]))] * held,
+            str(one["draw"]), str(one["epoch"]), escape(rules.write_parameters(one["given"])),
+        ])  # fmt: skip
+    head = ["Method", "Seed", *["Held out"] * held, "Draw", "Epoch", "Parameters"]
+    caption = f"What was chosen on {escape(result.data['name'])}. {_chosen(result)}Draw 0 is the default."
+    return _table("lr" + "l" * held + "rrl", head, rows, caption, label)
+
+
+def _chosen(result: Result) -> str:
+    return f"Selection by {escape(rules.said(result))}. "
+
+
+def _noise(result: Result) -> str:
+    share = result.settings.label_noise
+    return f"{100 * share:g}\\,\\% of the training and validation labels are random. " if share else ""
+
+
+def _n(count: int, usual: int) -> str:
+    """The number of values where it is not what the reader expects."""
+    return "" if count == usual else f" ($n = {count}$)"
 
 
 def suite_table(suite: Suite) -> str:
@@ -57,7 +123,8 @@ def suite_table(suite: Suite) -> str:
         row = [escape(method)]
         for result in suite.results:
             found = {s.method: s.metrics[result.primary] for s in result.summaries}.get(method)
-            row.append(_bold(_spread(found, result.places(result.primary)), method == best(result)))
+            spread = _spread(found, result.places(result.primary), len(result.settings.seeds))
+            row.append(_bold(spread, method == best(result)))
         if suite.ranks is not None:
             row.append(f"{suite.ranks.average[method]:.2f}" if method in suite.ranks.average else "--")
         cells.append(row)
@@ -66,9 +133,11 @@ def suite_table(suite: Suite) -> str:
     spans = " and ".join(dict.fromkeys(result.span for result in suite.results))
     tested = "" if suite.ranks is None else f" Average ranks: {escape(suite.ranks.verdict)}."
     against = escape(suite.baseline)
+    chosen = "".join(dict.fromkeys(_chosen(result) for result in suite.results))
+    noise = "".join(dict.fromkeys(_noise(result) for result in suite.results))
     caption = (
-        f"Test results, mean $\\pm$ standard deviation over {spans}; arrows point to the better values. "
-        f"{_rule(against)}{tested}"
+        f"Test results, mean $\\pm$ standard deviation over {spans} ($n$ where there are fewer); arrows point to the "
+        f"better values. {chosen}{noise}{_rule(against)}{tested}"
     )
     return _table("l" + "c" * len(suite.results) + "r" * ranked, head, cells, caption, "tab:suite")
 
@@ -94,10 +163,11 @@ def _metric(name: str) -> str:
     return escape(name) + (r" $\uparrow$" if name in HIGHER_IS_BETTER else r" $\downarrow$")
 
 
-def _spread(found: Estimate | None, places: int) -> str:
+def _spread(found: Estimate | None, places: int, usual: int) -> str:
     if found is None:
         return "--"
-    return f"{found.mean:.{places}f}" + ("" if found.sd is None else f" $\\pm$ {found.sd:.{places}f}")
+    spread = "" if found.sd is None else f" $\\pm$ {found.sd:.{places}f}"
+    return f"{found.mean:.{places}f}{spread}{_n(found.n, usual)}"
 
 
 def _p(value: float | None) -> str:

@@ -89,6 +89,8 @@ def watch(
             eye.seen.clear()
     except Exception as error:  # whatever a method of others does, the report is written
         line = (str(error) or type(error).__name__).splitlines()[0]
+        if "was not reached by the forward pass" in line:
+            line = "it mixes hidden states in a pass of its own through the network"
         raise ValueError(line) from error
     return steps
 
@@ -170,20 +172,31 @@ def chance(ids: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Shown:
-    """What one method of a comparison does. steps: empty where `why` says why it cannot be shown."""
+    """What one method of a comparison does. steps: empty where `why` says why it cannot be shown.
+
+    seed, without: of the run whose training rows these are, and the domain that it holds out.
+    """
 
     method: str
     data: Data
     steps: list[Step]
     why: str = ""
+    seed: int = 0
+    without: str = ""
 
 
 def gallery(plan: Plan, jobs: list[Job]) -> list[Shown]:
-    """Every method of a comparison, with the parameters of its first draw, on the training part of the first run."""
-    data, first = _training_part(plan, jobs[0]), dict[str, Job]()
+    """Every method of a comparison, with the parameters of its first draw, on the training part of the first run that
+    is tested.
+    """
+    first = dict[str, Job]()
     for job in jobs:
-        first.setdefault(str(job.method), job)
-    return [_show(plan, job, data) for job in first.values()]
+        hold = job.hold and replace(job.hold, out=job.hold.out[:1])  # where two are left out, to select, one is tested
+        first.setdefault(str(job.method), replace(job, hold=hold))
+    chosen = list(first.values())
+    data, hold = _training_part(plan, chosen[0]), chosen[0].hold
+    without = "" if hold is None else plan.source.domain_names[hold.out[0]]
+    return [replace(_show(plan, job, data), seed=chosen[0].seed, without=without) for job in chosen]
 
 
 def _show(plan: Plan, job: Job, data: Data) -> Shown:

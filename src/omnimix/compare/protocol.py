@@ -296,7 +296,10 @@ class Scaled:
 
 
 def prepare(protocol: Protocol, source: Source, splits: Splits, label_noise: float = 0.0, noise_seed: int = 0) -> Data:
-    """What one run trains and is scored on. label_noise: the share of training and of validation labels replaced."""
+    """What one run trains and is scored on. label_noise: the share of labels replaced, in training and validation.
+
+    Which ones, and by what, is drawn for all rows of the source, so that it does not depend on the split.
+    """
     scaler = source.scaler(
         splits.train if protocol.scale_by == "training rows" else torch.arange(len(source)), protocol.scale
     )
@@ -305,18 +308,20 @@ def prepare(protocol: Protocol, source: Source, splits: Splits, label_noise: flo
         offset, spread = y[splits.train].mean(0), y[splits.train].std(0)
         spread = torch.where(spread > 0, spread, 1.0)
         y, scale = (y - offset) / spread, (offset, spread)
-    generator = torch.Generator().manual_seed(noise_seed)
+    noisy = y
+    if label_noise:
+        generator = torch.Generator().manual_seed(noise_seed)
+        noisy = flip_labels(y, source.task.outputs, label_noise, generator)[0]
 
-    def part(rows: Tensor, noise: float) -> Part | None:
+    def part(rows: Tensor, y: Tensor) -> Part | None:
         if not len(rows):
             return None
-        labels = flip_labels(y[rows], source.task.outputs, noise, generator)[0] if noise else y[rows]
         domain = None if source.domain is None else source.domain[rows]
         lazy = Scaled(source, rows, scaler)
         small = source.kind == "table" or len(rows) * math.prod(source.input_shape) * 4 <= IN_MEMORY
         raw = None if scale is None else source.y[rows]
-        return Part(scaler(source.take(rows)) if small else lazy, labels, domain, raw)
+        return Part(scaler(source.take(rows)) if small else lazy, y[rows], domain, raw)
 
-    train = part(splits.train, label_noise)
+    train = part(splits.train, noisy)
     assert train is not None
-    return Data(train, part(splits.valid, label_noise), part(splits.test, 0.0), source.task, scale)
+    return Data(train, part(splits.valid, noisy), part(splits.test, y), source.task, scale)

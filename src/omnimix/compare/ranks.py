@@ -1,8 +1,10 @@
 """Methods over several data sets: average ranks, the Friedman test, Nemenyi's critical difference and its diagram.
 
 Demsar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, 2006: with N data sets, k methods and
-average ranks R, chi2 = 12 N / (k (k + 1)) (sum R^2 - k (k + 1)^2 / 4), F = (N - 1) chi2 / (N (k - 1) - chi2) (Iman and
-Davenport), and two methods are told apart where their average ranks differ by CD = q sqrt(k (k + 1) / (6 N)) or more.
+average ranks R, chi2 = 12 N / (k (k + 1)) (sum R^2 - k (k + 1)^2 / 4) / C, F = (N - 1) chi2 / (N (k - 1) - chi2)
+(Iman and Davenport), and two methods are told apart where their average ranks differ by CD = q sqrt(k (k + 1) / (6 N))
+or more. C = 1 - sum (t^3 - t) / (N (k^3 - k)), over all groups of t methods that tie on a data set, corrects for ties
+(Conover, "Practical Nonparametric Statistics", 1999); Demsar leaves it out, and CD has no such correction.
 """
 
 from __future__ import annotations
@@ -71,11 +73,16 @@ def rank(methods: Sequence[str], scores: Sequence[Sequence[float]] | np.ndarray)
             f"scores must be finite, of {len(methods)} methods (2 or more) on 2 or more data sets, got {table.shape}"
         )
     average = rankdata(table, axis=1).mean(axis=0)
+    ties = [np.unique(row, return_counts=True)[1] for row in table]
+    correction = 1 - sum(int((t**3 - t).sum()) for t in ties) / (n * (k**3 - k))
     chi2 = max(0.0, 12 * n / (k * (k + 1)) * (math.fsum(average**2) - k * (k + 1) ** 2 / 4))
+    chi2 = chi2 / correction if correction > 1e-12 else 0.0  # 0: all methods tie on all data sets
     rest = n * (k - 1) - chi2
-    agree = rest < 1e-9  # chance gives the same order everywhere with probability k!^(1 - N)
+    agree = rest < 1e-9
     f = None if agree else float((n - 1) * chi2 / rest)
-    p_f = math.exp((1 - n) * math.lgamma(k + 1)) if f is None else float(fdtrc(k - 1, (k - 1) * (n - 1), f))
+    # chance gives the same order everywhere, one of k! / prod t!, with probability (k! / prod t!)^(1 - N)
+    orders = math.lgamma(k + 1) - sum(math.lgamma(int(t) + 1) for t in ties[0])
+    p_f = math.exp((1 - n) * orders) if f is None else float(fdtrc(k - 1, (k - 1) * (n - 1), f))
     q = float(studentized_range.ppf(1 - LEVEL, k, np.inf)) / math.sqrt(2)
     difference = q * math.sqrt(k * (k + 1) / (6 * n))
     order = np.argsort(average, kind="stable")

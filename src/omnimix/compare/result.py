@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 from .. import __version__
 from ..train.metrics import HIGHER_IS_BETTER
+from . import rules
+from .rules import Line, Ruled
 from .spec import Settings
 from .statistics import (
     FEWEST,
@@ -29,6 +31,12 @@ from .statistics import (
 )
 from .store import Failure, Run
 
+COLUMNS = (
+    "method", "seed", "domain", "held_out", "selection", "label_noise", "draw", "parameters", "status", "error",
+    "seconds",
+)  # fmt: skip
+"""Of the CSV file, before those of the metrics."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,7 +44,8 @@ class Result:
     foreign: runs in the store that other code made; they are not used.
 
     data: what the report says about the data. protocol: what was held equal, as JSON. parameters: those each method ran
-    with where they differ from its defaults.
+    with where they differ from its defaults. tuning: see `selection.tuning`. rules: what other rules of selection
+    chose, of which the store holds runs. failed_draws: the number of the draw of hyperparameters of failed runs by key.
     """
 
     settings: Settings
@@ -51,10 +60,27 @@ class Result:
     store: Path
     folder: Path
     tuning: list[dict[str, Any]] = field(default_factory=list)
+    rules: dict[str, Ruled] = field(default_factory=dict)
+    failed_draws: dict[str, int] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
         return str(self.settings.baseline_spec)
+
+    @property
+    def selection(self) -> str:
+        """The rule by which runs were chosen."""
+        return str(self.protocol.get("selection", "validation"))
+
+    @property
+    def by_domain(self) -> bool:
+        """Whether domains were held out."""
+        return bool(self.protocol.get("by_domain"))
+
+    @cached_property
+    def side_by_side(self) -> list[Line]:
+        """Every method under every rule of selection that ran."""
+        return rules.side_by_side(self)
 
     @property
     def version(self) -> str:
@@ -135,9 +161,8 @@ class Result:
 
     def domain_mean(self, method: str, domain: str) -> float | None:
         """The primary metric in one domain, mean over seeds."""
-        found = [run.domains[domain][self.primary] for run in self.by_method[method] if domain in run.domains]
-        values = [value for value in found if value is not None]
-        return sum(values) / len(values) if values else None
+        lines = (line for line in self.side_by_side if (line.method, line.rule) == (method, self.selection))
+        return next(lines).domains[domain]
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -219,13 +244,13 @@ class Result:
 
     def _selected(self) -> list[str]:
         """By what the runs were chosen, where that is not plain."""
-        said, rule = [], self.protocol.get("selection")
+        said = []
         if self.settings.tune > 1:
             said.append(
                 f"each method had {self.settings.tune} draws of hyperparameters, the first its default; each seed uses "
                 "the one with its best validation score"
             )
-        if rule == "oracle":
+        if self.selection == rules.ORACLE:
             said.append(
                 "selection by oracle: hyperparameters were chosen with labels of the tested domains, so these results "
                 "are an upper reference, not what can be reached"
@@ -262,16 +287,51 @@ class Result:
         return [f"{', '.join(alone)}: the t-test finds a difference, the rank test (Wilcoxon) does not; run more seeds"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a run, and one for each of its domains where the data has any."""
-        listed = []
-        for run in self.runs:
-            own = {"method": run.method, "seed": run.seed}
+        """One dict a run, and one for each of its domains where the data has any; failed runs at the end.
+
+        held_out: the domains it did not train on. draw, parameters, training: what tuning chose for it, None where it
+        chose nothing, or for each domain something else.
+        """
+        return [*self._rows_of(self.selection, Ruled(self.runs, self.tuning)), *map(self._failed_row, self.failures)]
+
+    def _rows_of(self, rule: str, found: Ruled) -> Iterator[dict[str, Any]]:
+        chosen = {(one["method"], one["seed"], one["domain"]): one["chosen"] or {} for one in found.tuning}
+        for run in found.runs:
+            own = {"method": run.method, "seed": run.seed, "selection": rule, "label_noise": self.settings.label_noise}
             for domain, metrics in [(None, run.metrics), *run.domains.items()]:
-                listed.append({**own, "domain": domain, "metrics": metrics, "seconds": run.seconds, "status": "ok"})
-        for fault in self.failures:
-            own = {"method": fault.method, "seed": fault.seed, "domain": None, "metrics": {}}
-            listed.append({**own, "seconds": None, "status": "failed", "error": fault.error})
-        return listed
+                draw = chosen.get((run.method, run.seed, domain if self.by_domain else None), {})
+                yield {
+                    **own,
+                    "domain": domain,
+                    "held_out": [domain] if self.by_domain and domain is not None else [],
+                    **{name: draw.get(name) for name in ("draw", "parameters", "training")},
+                    "metrics": metrics,
+                    "seconds": run.seconds,
+                    "status": "ok",
+                }
+
+    def _failed_row(self, fault: Failure) -> dict[str, Any]:
+        return {
+            "method": fault.method,
+            "seed": fault.seed,
+            "selection": self.selection,
+            "label_noise": self.settings.label_noise,
+            "domain": None,
+            "held_out": held_out(fault),
+            "draw": self.failed_draws.get(fault.key),
+            "parameters": fault.config.get("parameters"),
+            "training": None,
+            "metrics": {},
+            "seconds": None,
+            "status": "failed",
+            "error": fault.error,
+        }
+
+    def failure_name(self, fault: Failure) -> str:
+        """mixup, seed 3, draw 5, without north and south"""
+        number, out = self.failed_draws.get(fault.key), held_out(fault)
+        parts = [fault.method, f"seed {fault.seed}", *([f"draw {number}"] if number else [])]
+        return ", ".join([*parts, *(["without " + " and ".join(out)] if out else [])])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -279,7 +339,9 @@ class Result:
             "protocol": self.settings.protocol,
             "baseline": self.baseline,
             "primary": self.primary,
+            "selection": self.selection,
             "rows": self.rows(),
+            "rules": [line.to_json() for line in self.side_by_side],
             "summary": [_summary_json(summary) for summary in [*self.summaries, *map(_nothing, self.without_runs)]],
             "tests": self.tests,
             "pending": self.pending,
@@ -291,18 +353,26 @@ class Result:
                 "parameters": self.parameters,
             },
             "tuning": self.tuning,
+            "tuning_of_other_rules": {rule: found.tuning for rule, found in self.rules.items() if found.tuning},
             "store": str(self.store),
             "report": str(self.report),
         }
 
     def to_csv(self) -> str:
-        """The rows as CSV, a column a metric."""
-        columns = ["method", "seed", "domain", "status", "seconds", *self.metrics]
+        """The rows of all rules of selection as CSV, a column a metric."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(text, [*COLUMNS, *self.metrics], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, **row["metrics"]} for row in self.rows())
+        writer.writerows(self.csv_rows())
         return text.getvalue()
+
+    def csv_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of all rules of selection with cells in place of lists and dicts."""
+        others = (row for rule, found in self.rules.items() for row in self._rows_of(rule, found))
+        for row in (*self.rows(), *others):
+            given = {**(row["parameters"] or {}), **(row["training"] or {})}
+            cells = {"held_out": "+".join(row["held_out"]), "parameters": rules.write_parameters(given, ":")}
+            yield {**row, **cells, **row["metrics"]}
 
     def to_latex(self) -> str:
         """The summary as a table for a paper; needs the package booktabs."""
@@ -341,6 +411,11 @@ def _difference_json(found: Difference) -> dict[str, Any]:
 
 def _nothing(method: str) -> Summary:
     return Summary(method, 0, {}, {}, None, None)
+
+
+def held_out(fault: Failure) -> list[str]:
+    """The names of the domains that a failed run was not to train on."""
+    return list((fault.config.get("held_out") or {}).get("out", []))
 
 
 def show_p(p: float) -> str:

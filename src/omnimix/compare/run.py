@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,18 +23,19 @@ from .jobs import (
     Plan,
     Unit,
     check,
-    check_places,
     code_digest,
     device_kind,
     final_jobs,
     is_ours,
     make_jobs,
-    make_network,
+    steps,
     units,
     versions,
 )  # fmt: skip
-from .protocol import adjust, choose, split
+from .protocol import DOMAIN_RULES, RULES, Hold, adjust, choose, split, tested_domains
+from .rehearsal import rehearse
 from .result import Result
+from .rules import ORACLE, Ruled
 from .selection import LEAVE_ONE_OUT, choices, table_runs, tuning
 from .spec import Settings, create, parse_specs
 from .store import Failure, Run, Store
@@ -116,13 +117,23 @@ def _run_missing(
 ) -> None:
     """Run the jobs that the store does not hold."""
     have = store.runs(job.key for job in jobs)
+    _tidy(plan, have)
     todo = units([job for job in jobs if job.key not in have], plan, workers)
     with engines.shared_fractions(len(todo)) as fractions, watch(plan, todo, len(have), fractions) as ended:
         for outcomes in compute(todo, plan, fractions=fractions):
             for outcome in outcomes:  # kept before anybody is told
                 store.add(outcome)
+            _tidy(plan, [outcome.key for outcome in outcomes if isinstance(outcome, Run)])
             for outcome in outcomes:
                 ended(outcome)
+
+
+def _tidy(plan: Plan, keys: Collection[str]) -> None:
+    """Remove the checkpoints of runs that are stored, and what is left of writing one when the process was killed."""
+    with suppress(OSError):  # there are none, or the folder is not ours to change
+        for file in plan.checkpoints.iterdir() if plan.checkpoints else ():
+            if file.name.partition(".")[0] in keys:
+                file.unlink(missing_ok=True)
 
 
 def make_plan(settings: Settings, source: Source | None = None) -> tuple[Settings, Plan, list[Job]]:
@@ -151,7 +162,8 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
             f"with selection = {LEAVE_ONE_OUT!r} runs on different numbers of rows must choose a common epoch: give "
             "epochs, not evaluations"
         )
-    settings = settings.expanded(protocol.methods)
+    budget, first = protocol.budget, len(split(protocol, source, settings.seeds[0]).train)
+    settings = settings.expanded(protocol.methods, budget.epochs * budget.batch_size * max(1, steps(first, budget)))
     if settings.label_noise and source.task.name != "classification":
         raise ValueError(f"label noise replaces class labels; {source.name} is {source.task.name}")
     foreign = dict.fromkeys(spec.name for spec in settings.specs if not is_ours(spec.name))
@@ -161,14 +173,12 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
     different = {str((job.method, sorted(job.parameters.items()))): job for job in jobs}.values()
     for job in different:
         check(job.method, job.parameters, source)
-    network = make_network(plan, settings.seeds[0])
-    for job in different:
-        check_places(job.method, job.parameters, network, source.task)
     rows = min(len(split(protocol, source, job.seed, job.hold).train) for job in jobs if job.seed == jobs[0].seed)
     if protocol.budget.drop_last and rows < protocol.budget.batch_size:
         raise ValueError(
             f"batch = {protocol.budget.batch_size} is more than the {rows} training rows; use a smaller one"
         )
+    rehearse(list({job.method: job for job in reversed(jobs)}.values()), plan)
     return settings, plan, jobs
 
 
@@ -191,6 +201,8 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
     source = plan.source
     sizes = [len(part) for part in split(plan.protocol, source, settings.seeds[0])]
     main = headline(source.task)
+    shown = table_runs(plan, order, chosen, runs)
+    others = _other_rules(settings, plan, store)
     return Result(
         settings=settings,
         data={
@@ -199,11 +211,12 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
             "inputs": " x ".join(map(str, source.input_shape)),
             "task": source.task.name + (f" of {source.task.outputs} classes" if source.class_names else ""),
             "target": ", ".join(source.target_names),
-            "features": list(source.feature_names[:2]),
+            "features": list(source.feature_names),
             "classes": list(source.class_names),
             "domains": list(source.domain_names),
             "random_split": not plan.protocol.by_domain and (source.official is None or not plan.protocol.official),
             "split": sizes,
+            "folds": _folds(settings, plan),
             "notes": list(source.notes),
             "digest": source.digest,
         },
@@ -214,13 +227,60 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
         },
         parameters={str(job.method): json.loads(json.dumps(job.parameters)) for job in order if not job.draw.number},
         primary=main,
-        runs=table_runs(plan, order, chosen, runs),
+        runs=shown,
+        rules={rule: found for rule, found in others.items() if _keys(found.runs) != _keys(shown)},
+        failed_draws={job.key: job.draw.number for job in order if job.key in failures},
         tuning=[]
         if settings.tune <= 1 and plan.protocol.selection != LEAVE_ONE_OUT
         else json.loads(json.dumps(tuning(plan, order, chosen, runs))),
-        failures=[failures[job.key] for job in order if job.key in failures],
+        failures=[replace(failures[job.key], method=str(job.method)) for job in order if job.key in failures],
         pending=len(set(keys) - set(runs) - set(failures)),
         foreign=store.foreign(source.digest, code_digest()),
         store=store.path,
         folder=folder,
     )
+
+
+def _keys(runs: list[Run]) -> list[str]:
+    return [run.key for run in runs]
+
+
+def _folds(settings: Settings, plan: Plan) -> dict[str, list[int]]:
+    """Training, validation and test rows of the first seed by the domain that is held out; {} where none is."""
+    protocol, source = plan.protocol, plan.source
+    if not protocol.by_domain:
+        return {}
+    holds = {domain: Hold((domain,), protocol.selection == ORACLE) for domain in tested_domains(source)}
+    return {
+        source.domain_names[domain]: [len(part) for part in split(protocol, source, settings.seeds[0], hold)]
+        for domain, hold in holds.items()
+    }
+
+
+def _other_rules(settings: Settings, plan: Plan, store: Store) -> dict[str, Ruled]:
+    """What the other rules of selection choose among the runs that the store holds; no rule of which it holds none."""
+    found = {}
+    for rule in DOMAIN_RULES if plan.protocol.by_domain else RULES:
+        other = replace(plan, protocol=replace(plan.protocol, selection=rule))
+        first = settings.model_copy(update={"seeds": settings.seeds[:1], "tune": 0})
+        if rule == plan.protocol.selection or not _held(first, other, store)[1]:
+            continue  # without the cost of all jobs where a few tell
+        jobs, runs = _held(settings, other, store)
+        chosen = choices(other, jobs, runs)
+        jobs += final_jobs(settings, other, chosen)
+        runs = store.runs(job.key for job in jobs)
+        jobs.sort(key=lambda job: (settings.specs.index(job.method), settings.seeds.index(job.seed)))
+        shown = table_runs(other, jobs, chosen, runs)
+        tuned = settings.tune > 1 or rule == LEAVE_ONE_OUT
+        if shown:
+            found[rule] = Ruled(shown, json.loads(json.dumps(tuning(other, jobs, chosen, runs))) if tuned else [])
+    return found
+
+
+def _held(settings: Settings, plan: Plan, store: Store) -> tuple[list[Job], dict[str, Run]]:
+    """The jobs to begin with, and what the store holds of them; nothing for a rule that these data do not allow."""
+    try:
+        jobs = make_jobs(settings, plan)
+    except ValueError:
+        return [], {}
+    return jobs, store.runs(job.key for job in jobs)

@@ -4,11 +4,12 @@ Where rows are split at random: "validation" takes the epoch that the protocol's
 both the draw of hyperparameters with the best validation score. Where domains are held out (Gulrajani and Lopez-Paz,
 "In Search of Lost Domain Generalization", ICLR 2021, arXiv 2007.01434), for a tested domain T:
 
-    training-domain        epoch and draw best on the 20 % of all training domains that was put aside
+    training-domain        epoch and draw best by the mean over the training domains, each of them counting the same, of
+                           the score on the 20 % that was put aside
     leave-one-domain-out   epoch and draw best by the mean over V of the score on V of a run without T and V;
                            then a run without T for so many epochs
     oracle                 last epoch, draw best on 20 % of T itself: an upper reference, out of reach in practice
-    last                   last epoch, draw best on the 20 % of all training domains
+    last                   last epoch, draw best by that mean
 
 Every seed selects for itself. Of equal scores the lower validation loss wins, then the first draw.
 """
@@ -21,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.task import Task
 from ..data.source import Source
 from ..train.budget import Budget
 from ..train.metrics import HIGHER_IS_BETTER, headline
@@ -68,15 +68,14 @@ def holds(protocol: Protocol, source: Source) -> list[Hold | None]:
     return [Hold(pair) for pair in itertools.combinations(domains, 2)]
 
 
-def rule_budget(budget: Budget, protocol: Protocol, task: Task, epochs: int | None = None) -> Budget:
+def rule_budget(budget: Budget, protocol: Protocol, epochs: int | None = None) -> Budget:
     """The budget with the epoch that the rule keeps. epochs: after how many to stop, where they were chosen before."""
     if protocol.selection == "validation":
         return budget
-    if protocol.selection == "training-domain":
-        return replace(budget, select="best", metric=headline(task))
-    if protocol.selection == LEAVE_ONE_OUT and epochs is None:
-        return replace(budget, select="last", metric="worst_domain")  # with it come the scores of both domains
-    return replace(budget, select="last", epochs=epochs or budget.epochs, planned=epochs and budget.epochs)
+    if protocol.by_domain:
+        budget = replace(budget, metric="mean_domain")  # with it come the scores of single domains
+    select = "best" if protocol.selection == "training-domain" else "last"
+    return replace(budget, select=select, epochs=epochs or budget.epochs, planned=epochs and budget.epochs)
 
 
 def cells(job: Job) -> list[Cell]:
@@ -91,18 +90,17 @@ def is_final(job: Job, protocol: Protocol) -> bool:
 
 def choices(plan: Plan, jobs: Iterable[Job], runs: Mapping[str, Run]) -> dict[Cell, Chosen]:
     """By cell, what validation chose; cells are left out for which no draw has all its runs."""
-    task = plan.source.task
+    sign = _sign(headline(plan.source.task))
     tried = _tried(plan, jobs)
     found = {}
     for cell, draws in tried.items():
         scored = {
-            number: _score([(job, runs[job.key]) for job in some], cell, headline(task))
+            number: _score([(job, runs[job.key]) for job in some], cell, headline(plan.source.task))
             for number, some in sorted(draws.items())
             if all(job.key in runs for job in some)
         }
         if scored:
             best = max(scored, key=lambda number: scored[number][:2])
-            sign = _sign(headline(task))
             scores = {number: sign * score.value for number, score in scored.items()}
             found[cell] = Chosen(best, scored[best].epoch, scores[best], scores)
     return found
@@ -130,8 +128,12 @@ def standing(plan: Plan, jobs: Iterable[Job], chosen: Mapping[Cell, Chosen]) -> 
 
 
 def table_runs(plan: Plan, jobs: Iterable[Job], chosen: Mapping[Cell, Chosen], runs: Mapping[str, Run]) -> list[Run]:
-    """One run a method and seed, in the order of `jobs`; none where the run of some domain is missing."""
-    shown = {cell: runs[job.key] for cell, job in standing(plan, jobs, chosen).items() if job.key in runs}
+    """One run a method and seed, in the order of `jobs`; none where the run of some domain is missing.
+
+    A method bears the name that was typed here: a run may have been made under another text of the same.
+    """
+    standing_jobs = standing(plan, jobs, chosen).items()
+    shown = {cell: replace(runs[job.key], method=str(job.method)) for cell, job in standing_jobs if job.key in runs}
     if not plan.protocol.by_domain:
         return list(shown.values())
     names = {domain: plan.source.domain_names[domain] for domain in tested_domains(plan.source)}
@@ -189,7 +191,8 @@ def _score(runs: Sequence[tuple[Job, Run]], cell: Cell, metric: str) -> _Score:
     if job.hold is None or len(job.hold.out) == 1:
         epoch = run.best_epoch or len(run.history)
         row = run.history[epoch - 1]
-        return _Score(_sign(metric) * row[f"valid_{metric}"], -row["valid_loss"], epoch)
+        name = "mean_domain" if job.hold else metric
+        return _Score(_sign(metric) * row[f"valid_{name}"], -row["valid_loss"], epoch)
     others = [next(domain for domain in job.hold.out if domain != cell.domain) for job, _ in runs if job.hold]
     curves = [
         [row[f"valid_{metric}@{other}"] for row in run.history] for other, (_, run) in zip(others, runs, strict=True)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import inspect
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core import registry
 from ..core.method import Method
+from .arguments import Value, check_types, fit_sequences, write_value
 
-Value: TypeAlias = Any
-"""bool, int, float, str, None, or a tuple of them."""
 _WORDS = {"true": True, "false": False, "none": None}
 _VARIANT = re.compile(r"@([a-z][a-z-]*|[0-9.]+x)$")
 
@@ -38,20 +37,9 @@ def parse_value(text: str) -> Value:
     return int(number) if number.is_integer() else number
 
 
-def write_value(value: Value) -> str:
-    """The canonical text of a value: equal values have equal texts, and `parse_value` reads it back."""
-    if isinstance(value, (tuple, list)):
-        return "+".join(write_value(part) for part in value)
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
 @dataclass(frozen=True)
 class Spec:
-    """A name and the parameters the user gave it, sorted by name. `str(spec)` is its identity.
+    """A name and the parameters the user gave it, sorted by name.
 
     times: of the epochs that others train for. control: the name of a control of the method, or "".
     """
@@ -129,7 +117,9 @@ def create(spec: Spec, defaults: Mapping[str, Value] | None = None) -> Method:
         if key not in allowed and near:
             raise ValueError(f"{spec.name} has no parameter {key!r}; did you mean {near[0]!r}?")
     try:
-        method = registry.create(spec.name, **fit_sequences(card.factory, given))
+        fitted = fit_sequences(card.factory, given)
+        check_types(card.factory, fitted)
+        method = registry.create(spec.name, **fitted)
     except (TypeError, ValueError, AttributeError) as error:  # also of words where it takes an object
         raise ValueError(f"{spec}: {error}") from error
     return _control(spec, method) if spec.control else method
@@ -149,18 +139,18 @@ def _control(spec: Spec, method: Method) -> Method:
 
 def cost(spec: Spec, method: Method) -> float:
     """Gradient evaluations of a step of the method that `create(spec)` made, relative to plain training."""
-    return float(getattr(method, "cost", registry.info(spec.name).cost))
+    return registry.info(spec.name).cost if method.cost is None else method.cost
 
 
-def fit_sequences(factory: Callable[..., Any], given: Mapping[str, Value]) -> dict[str, Value]:
-    """A single value becomes a tuple of one where `factory` declares a sequence."""
-    wants = inspect.signature(factory).parameters
-    fitted = dict(given)
-    for key, value in given.items():
-        declared = str(wants[key].annotation) if key in wants else ""
-        if ("Sequence[" in declared or "tuple[" in declared.lower()) and value is not None:
-            fitted[key] = value if isinstance(value, (tuple, list)) else (value,)
-    return fitted
+def decisive(spec: Spec, parameters: Mapping[str, Value]) -> tuple[str, dict[str, str]]:
+    """What names a method in the key of a run: its name with its control, and the parameters that are not its defaults.
+
+    So texts of the same method have one key. How long it trains is for the budget to say.
+    """
+    card = registry.info(spec.name)
+    defaults = {name: write_value(value) for name, value in card.parameters.items()}
+    texts = {name: write_value(value) for name, value in fit_sequences(card.factory, parameters).items()}
+    return str(Spec(spec.name, control=spec.control)), {n: text for n, text in texts.items() if text != defaults[n]}
 
 
 def control_specs(spec: Spec, method: Method) -> list[Spec]:
@@ -226,10 +216,11 @@ class Settings(BaseModel):
         """Itself, with `usual` where no methods were asked for."""
         return self if self.methods else self.model_copy(update={"methods": tuple(usual)})
 
-    def expanded(self, defaults: Mapping[str, Mapping[str, Value]]) -> Settings:
+    def expanded(self, defaults: Mapping[str, Mapping[str, Value]], samples: float = math.inf) -> Settings:
         """Itself, with the rows among its methods that `controls` and `equal_compute` ask for.
 
-        defaults: of parameters, by the name of the method. A control stands behind its method, erm@2x at the end.
+        defaults: of parameters, by the name of the method. samples: of how many a plain run takes gradients. A control
+        stands behind its method, erm@2x at the end.
         """
         rows: list[Spec] = []
         for spec in self.specs:
@@ -237,8 +228,9 @@ class Settings(BaseModel):
             if self.controls and not spec.control and spec.times == 1:
                 rows += control_specs(spec, create(spec, defaults.get(spec.name)))
         if self.equal_compute:
-            costs = (cost(spec, create(spec, defaults.get(spec.name))) * spec.times for spec in rows)
-            rows += [Spec("erm", times=times) for times in sorted(set(costs)) if times > 1]
+            methods = [(spec, create(spec, defaults.get(spec.name))) for spec in rows]
+            costs = {round(cost(spec, own) * spec.times + own.samples_ahead / samples, 2) for spec, own in methods}
+            rows += [Spec("erm", times=times) for times in sorted(costs) if times > 1]
         return self.model_copy(update={"methods": tuple(dict.fromkeys(map(str, rows)))})
 
     @property
@@ -253,7 +245,10 @@ class Settings(BaseModel):
         elif self.controls:
             said.append("no method here selects whom it mixes, so there are no controls")
         if any(spec.times != 1 for spec in self.specs):
-            said.append("NAME@2x trains for twice the epochs, as many gradient evaluations as methods of cost 2")
+            said.append(
+                "NAME@2x trains for twice the epochs of the others; for erm, these are as many gradient evaluations as "
+                "a method takes that costs twice as much"
+            )
         elif self.equal_compute:
             said.append(
                 "every method here costs as many gradient evaluations as erm, so erm has no row of equal compute"
@@ -280,11 +275,16 @@ def settings(**given: Any) -> Settings:
         checked = Settings(**given)
     except ValidationError as error:
         raise ValueError("; ".join(map(_fault, error.errors()))) from None
-    if checked.evaluations is not None and (checked.epochs is not None or checked.equal_compute):
-        other = "equal_compute" if checked.epochs is None else "epochs"
-        raise ValueError(f"evaluations = {checked.evaluations} decides how long every method trains; leave out {other}")
     if checked.methods:
         _ = checked.baseline_spec
+    if checked.evaluations is not None:
+        others = ["epochs"] * (checked.epochs is not None) + ["equal_compute"] * checked.equal_compute
+        others += [str(spec) for spec in (checked.specs if checked.methods else ()) if spec.times != 1]
+        if others:
+            raise ValueError(
+                f"evaluations = {checked.evaluations} decides how long every method trains; leave out "
+                f"{', '.join(others)}"
+            )
     return checked
 
 

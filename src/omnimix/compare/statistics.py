@@ -8,8 +8,10 @@ which covers the mean of normal values in 52 and 75 % of cases instead of 95, so
 Every difference to the baseline has two tests, each corrected by Holm (Scandinavian Journal of Statistics 1979) over
 the methods. The paired t-test decides: it can speak with few seeds, if differences are near normal. Wilcoxon's
 signed-rank test needs no such shape, but cannot give less than 2 / 2^n (0.0625 for 5 seeds), so below 6 seeds it can
-never reach 0.05; with more, it shows whether a few odd seeds made the t-test's answer. Both speak about repetition with
-other seeds (splits, initial weights, draws) on the same data, not about other data; for those see `ranks`.
+never reach 0.05; with more, it shows whether a few odd seeds made the t-test's answer. Its p is that over all signs of
+the differences, ties or not, up to `EXACT_RANKS` of them, then normal with the variance that ties leave. Both speak
+about repetition with other seeds (splits, initial weights, draws) on the same data, not about other data; for those see
+`ranks`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ MOST = 10_000
 """Seeds beyond which counting stops."""
 SHORT_SECONDS, SHORT_EPOCHS = 1.0, 3
 """Runs below either have no comparable step time: it is the median over epochs, and the first epoch warms up."""
+EXACT_RANKS = 100
+"""Up to so many differences the signed-rank test counts all signs."""
 _EXACT = 6
 """Up to so many values all n^n resamples are enumerated."""
 
@@ -92,11 +96,12 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def wilcoxon_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of Wilcoxon's signed-rank test, exact for few values; None for fewer than two.
+    """Two-sided p of Wilcoxon's signed-rank test, exact up to `EXACT_RANKS` values; None for fewer than two.
 
-    Zeros are dropped (p is 1 if nothing is left).
+    Zeros are dropped (p is 1 if nothing is left), ties share their mean rank. Beyond, p is normal with the variance
+    that is corrected for ties.
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
     if len(differences) < 2:
         return None
@@ -105,7 +110,17 @@ def wilcoxon_p(differences: Sequence[float]) -> float | None:
     if largest == 0:
         return 1.0
     data = np.round(data / largest, 9)  # differences of 3 / 40 and 4 / 40 - 1 / 40 are a tie
-    return float(wilcoxon(data[data != 0]).pvalue)
+    data = data[data != 0]
+    if len(data) > EXACT_RANKS:
+        return float(wilcoxon(data).pvalue)
+    ranks = np.rint(2 * rankdata(np.abs(data))).astype(int)  # twice the ranks: those of ties may be halves
+    positive, total = int(ranks[data > 0].sum()), int(ranks.sum())
+    chances = np.zeros(total + 1)  # of every sum of the positive ranks, as all signs are equally likely
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] = (chances[rank:] + chances[:-rank]) / 2
+        chances[:rank] /= 2
+    return min(1.0, 2 * float(chances[: min(positive, total - positive) + 1].sum()))
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:

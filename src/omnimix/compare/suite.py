@@ -15,9 +15,10 @@ from typing import Any
 
 from ..data import Source
 from ..train.metrics import HIGHER_IS_BETTER
+from . import rules
 from .latex import suite_table
 from .ranks import Ranks, picture, rank, svg
-from .result import Result
+from .result import COLUMNS, Result
 from .run import compare, make_plan
 from .spec import Settings
 
@@ -123,11 +124,11 @@ class Suite:
         """The rows of all data sets as CSV, a column a metric."""
         metrics = dict.fromkeys(name for result in self.results for name in result.metrics)
         text = io.StringIO()
-        columns = ["data", "method", "seed", "domain", "status", "seconds", *metrics]
+        columns = ["data", *COLUMNS, *metrics]
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for result in self.results:
-            writer.writerows({"data": result.data["name"], **row, **row["metrics"]} for row in result.rows())
+            writer.writerows({"data": result.data["name"], **row} for row in result.csv_rows())
         return text.getvalue()
 
     def to_latex(self) -> str:
@@ -199,15 +200,18 @@ def page(suite: Suite) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     drawn = suite.ranks and Markup(svg(suite.ranks))
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        suite=suite, diagram=drawn, cell=_cell, higher=HIGHER_IS_BETTER
+        suite=suite, diagram=drawn, cell=_cell, higher=HIGHER_IS_BETTER, said=rules.said
     )
 
 
 def _cell(result: Result, method: str) -> str:
-    """Mean and standard deviation, with a star where the method is told apart from the baseline."""
+    """Mean and standard deviation, n where it is not that of the seeds, and a star where the method is told apart from
+    the baseline.
+    """
     found = next((s for s in result.summaries if s.method == method), None)
     if found is None:
         return "no runs"
     metric, places = found.metrics[result.primary], result.places(result.primary)
     spread = "" if metric.sd is None else f" ± {metric.sd:.{places}f}"
-    return f"{metric.mean:.{places}f}{spread}" + (" *" if found.holm is not None and found.holm < 0.05 else "")
+    fewer = "" if metric.n == len(result.settings.seeds) else f" (n = {metric.n})"
+    return f"{metric.mean:.{places}f}{spread}{fewer}" + (" *" if found.holm is not None and found.holm < 0.05 else "")

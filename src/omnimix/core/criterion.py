@@ -42,8 +42,10 @@ def aligned(output: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def per_sample(criterion: Callable[..., Any], output: Tensor, y: Tensor) -> Tensor:
+def per_sample(criterion: Callable[..., Any], output: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     """(B,) losses: `criterion` without its reduction; other dimensions are averaged, or summed where it sums them.
+
+    weight: of every loss, such as (B, *spatial), before they are averaged.
 
     ValueError if it gives one number for the batch, from which per-sample shares cannot be recovered.
     """
@@ -55,6 +57,12 @@ def per_sample(criterion: Callable[..., Any], output: Tensor, y: Tensor) -> Tens
             "use reduction='none', or a function that takes `reduction`"
         )
     losses = losses.to(torch.promote_types(losses.dtype, torch.float32))  # sums of halves overflow
+    if weight is not None:
+        if losses.ndim < 2:
+            raise ValueError(
+                "label maps are mixed cell by cell: criterion must give a loss for every cell, it gave one per sample"
+            )
+        losses = losses * weight
     if losses.ndim == 1:
         return losses
     losses = losses.flatten(1)
@@ -68,11 +76,11 @@ def total(criterion: Callable[..., Any], losses: Tensor, weight: Tensor | None) 
     return losses.mean() if weight is None else losses.sum() / weight.sum()
 
 
-def sample_weight(criterion: Callable[..., Any], y: Tensor) -> Tensor | None:
+def sample_weight(criterion: Callable[..., Any], y: Tensor, where: Tensor | None = None) -> Tensor | None:
     """(B,) weights by whose sum a mean of class-id losses divides, or None where it divides by the batch size.
 
     `nn.CrossEntropyLoss`, `nn.NLLLoss`, `F.cross_entropy` and `F.nll_loss` (also as partials) divide by the sum of the
-    weights of classes that are not ignored.
+    weights of classes that are not ignored. where: (B, *spatial) weights of the cells of y.
     """
     given: dict[str, Any] = {}
     function = criterion
@@ -87,4 +95,6 @@ def sample_weight(criterion: Callable[..., Any], y: Tensor) -> Tensor | None:
     kept = y != given.get("ignore_index", -100)
     weight = given.get("weight")
     weight = kept.float() if weight is None else weight[torch.where(kept, y, 0)] * kept
+    if where is not None:
+        weight = weight * where
     return cast(Tensor, weight.flatten(1).mean(dim=1) if weight.ndim > 1 else weight)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from .batch import Batch
 from .checks import at_least
 from .method import Method
-from .random import permutation, resolve
+from .random import integers, permutation, resolve
 
 
 class _Rows(list[int]):
@@ -31,12 +32,39 @@ class _PartnerSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         self.method.before_epoch()
         order = permutation(self.size, self.generator).cpu()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            anchors, guests = self.method.rows(order[start : start + self.batch_size])
-            chosen = anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))
-            rows = _Rows(chosen.tolist())
-            rows.anchors = len(anchors)
-            yield rows
+        steps = range(0, len(self) * self.batch_size, self.batch_size)
+        yield from _with_guests(self.method, (order[start : start + self.batch_size] for start in steps))
+
+
+def _with_guests(method: Method, batches: Iterable[Tensor]) -> Iterator[_Rows]:
+    """The rows of each batch, its guests behind; drawn from a stream of the epoch's own.
+
+    Loader workers ask for rows ahead, and what training draws meanwhile must not depend on how far.
+    """
+    stream = torch.Generator(method.generator.device)
+    stream.manual_seed(int(integers(2**62, 1, generator=method.generator)))
+    everyone = list(_members(method))
+    for batch in batches:
+        kept = [member.generator for member in everyone]
+        try:
+            for member in everyone:
+                member.generator = stream
+            anchors, guests = method.rows(batch)
+        finally:
+            for member, own in zip(everyone, kept, strict=True):
+                member.generator = own
+        rows = _Rows((anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))).tolist())
+        rows.anchors = len(anchors)
+        yield rows
+
+
+def _members(method: Method) -> Iterator[Method]:
+    """The method and those that it is made of."""
+    yield method
+    for value in vars(method).values():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, Method):
+                yield from _members(part)
 
 
 class _Batches(Dataset[Any]):

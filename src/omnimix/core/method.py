@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -56,6 +56,10 @@ class Method:
     transductive: ClassVar[bool] = False
     tasks: tuple[str, ...] = ()
     """What it can train, as registered; () where it was made without a name."""
+    cost: float | None = None
+    """Gradient evaluations of a step relative to plain training; None: as registered."""
+    samples_ahead: int = 0
+    """Of how many samples it takes gradients before the first step."""
 
     generator: torch.Generator
     given: Setup | None = None
@@ -109,6 +113,13 @@ class Method:
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The training rows to load for the anchors `index` (B,): (anchors (B,), guests (B, K - 1) or None)."""
         return index, None
+
+    def batches(self, size: int, steps: int, generator: torch.Generator) -> list[Tensor] | None:
+        """For methods whose batches have a make-up of their own: the anchors (size or fewer,) of each step of a pass.
+
+        None: the caller's own order. generator: that of the order, the same for all methods.
+        """
+        return None
 
     def plan(self, batches: Sequence[Tensor]) -> Iterable[tuple[Tensor, Tensor | None]]:
         """`rows` of the coming batches, one after the other; a method may draw for many of them at once."""
@@ -167,6 +178,12 @@ class Method:
     def after_epoch(self) -> None:
         """Called after every pass over the data."""
 
+    def after_training(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Called once with the weights that are kept, for predictors that need statistics of the training set.
+
+        batches: its rows in order, unaugmented; nothing is loaded unless they are asked for.
+        """
+
     def predict(self, model: nn.Module, x: Any) -> Tensor:
         """The output used for evaluation; never mixed."""
         return cast(Tensor, model(x))
@@ -200,8 +217,9 @@ class Mix(Method):
     """The composable method: pairing (who), ratio (how much), operation (how), objective (what for).
 
     Every part has a default, that of mixup: random partners, Beta(1, 1), interpolation, the mixed loss.
-    labels: a policy that changes the label shares. places: where to mix, "input" or names of hidden taps; one is drawn
-    uniformly each step. probability: the share of steps that mix at all.
+    labels: a policy that changes the label shares, after the operation or after the forward pass on what was mixed.
+    places: where to mix, "input" or names of hidden taps; one is drawn uniformly each step. probability: the share of
+    steps that mix at all.
     """
 
     def __init__(
@@ -236,6 +254,11 @@ class Mix(Method):
             raise ValueError(
                 f"{type(self.operation).__name__} looks at the inputs through the network, so that it can mix at "
                 f"'input' only, got places {self.places}"
+            )
+        if self._labels_after is not None and self.places != ("input",):
+            raise ValueError(
+                f"{type(self.labels).__name__} weighs the parts of mixed inputs, so that they are mixed at 'input' "
+                f"only, got places {self.places}"
             )
 
     def resolve_places(self, given: Setup) -> tuple[str, ...]:
@@ -307,18 +330,29 @@ class Mix(Method):
 
     def apply(self, x: Any, recipe: Recipe, y: Tensor | None = None) -> tuple[Any, Recipe]:
         """The operation and the label policy on inputs, with their targets y, or on activations at a tap."""
-        network = self.split if "network" in self.operation.needs else None
-        task = None if self.given is None else self.given.task
         self._extra = []
-        context = Context(self.generator, y, network, task, self._extra)
+        context = self._context(y)
         mixed, applied = self.operation(x, recipe, context)
-        return mixed, applied if self.labels is None else self.labels(applied, context)
+        return mixed, applied if self.labels is None or self.labels.after else self.labels(applied, context)
+
+    def _context(self, y: Tensor | None) -> Context:
+        network = self.split if "network" in self.operation.needs else None
+        return Context(self.generator, y, network, None if self.given is None else self.given.task, self._extra)
+
+    @property
+    def _labels_after(self) -> LabelPolicy | None:
+        """The policy where it comes after the forward pass."""
+        return self.labels if self.labels is not None and self.labels.after else None
 
     def forward(self, model: nn.Module, batch: Batch, recipe: Recipe) -> tuple[Tensor, Recipe]:
         """The network's output on the mixed batch, mixed at `recipe.place`, and the recipe applied."""
         if recipe.place == "input":
-            mixed = self.mix(batch, recipe)
-            return cast(Tensor, model(mixed.x)), mixed.recipe
+            mixed, labels = self.mix(batch, recipe), self._labels_after
+            if labels is None:
+                return cast(Tensor, model(mixed.x)), mixed.recipe
+            with labels.watch(model) as seen:
+                output = cast(Tensor, model(mixed.x))
+            return output, labels(mixed.recipe, replace(self._context(batch.y), output=output, seen=seen))
         if self.split is None:
             raise ValueError(f"mixing at tap {recipe.place!r} needs setup(model, ...) first")
         applied: list[Recipe] = []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .operation import Context
 from .recipe import Recipe, Target, mix_labels, sum_of
@@ -45,7 +46,7 @@ class MixedLoss(Objective):
         self.target = target
 
     def __call__(self, output: Tensor, y: Tensor, recipe: Recipe, task: Task) -> Tensor:
-        if (self.target or task.mixed_target) == "soft":
+        if (self.target or task.mixed_target) == "soft" or recipe.maps(y):
             return task.losses(output, mix_labels(task.soft_target(y), recipe))
         share = recipe.label_share
         return sum_of(share[:, k] * task.losses(output, y[recipe.partner[:, k]]) for k in range(share.shape[1]))
@@ -58,10 +59,16 @@ class MixedLoss(Objective):
 
 
 class LabelPolicy(ABC):
-    """Sets the label shares after the operation (and, where it reads predictions, after the forward pass)."""
+    """Sets the label shares after the operation or, where it says so, after the forward pass on the mixed inputs."""
 
     by_row: ClassVar[bool] = False
     """Whether it follows from the shares alone, and draws from the context's generator at most."""
+    after: ClassVar[bool] = False
+    """Whether it comes after the forward pass, with `context.output` and as `context.seen` what `watch` gave."""
+
+    def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Surrounds that pass."""
+        return nullcontext()
 
     @abstractmethod
     def __call__(self, recipe: Recipe, context: Context) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Context:
     """What an operation may ask for beside the batch.
 
     y: the targets of all rows. network, task: what is being trained, where a method mixes the inputs of its batch and
-    its operation `needs` them. extra: scalars that join the loss of the step.
+    its operation `needs` them. extra: scalars that join the loss of the step. output, seen: of the forward pass on the
+    mixed inputs, for label policies that come `after` it: what it gave, and what they watched.
     """
 
     generator: torch.Generator
@@ -30,6 +31,8 @@ class Context:
     network: Split | None = None
     task: Task | None = None
     extra: list[Tensor] = field(default_factory=list)
+    output: Tensor | None = None
+    seen: Any = None
 
     def trained(self, who: str) -> tuple[Split, Task, Tensor]:
         """(network, task, y) for `who` needs them; ValueError where one is not known."""
@@ -99,7 +102,7 @@ def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
     """
     # The gathered rows are written over: one allocation. index_select is faster but forgets the memory format.
     guest = x.index_select(0, partner) if x.is_contiguous() else x[partner]
-    return guest.lerp_(x[: len(partner)], weight)
+    return guest.lerp_(x[: partner.shape[0]], weight)
 
 
 def require_float(x: Tensor) -> None:

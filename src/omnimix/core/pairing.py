@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class Pairing(ABC):
 
     k: int = 2
     """How many samples are mixed into one, the sample itself included."""
+    selects: ClassVar[bool] = True
+    """Whether it chooses partners by more than chance."""
     missing: int = 0
     """How many rows had no candidate so far; they stayed unmixed."""
 
@@ -94,6 +97,8 @@ class RandomPairing(InBatch):
 
     k: how many samples are mixed into one, itself included.
     """
+
+    selects = False
 
     def __init__(self, k: int = 2) -> None:
         self.k = at_least("k", k, 2)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .checks import positive
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _private = threading.local()
 KEPT = 64
@@ -52,6 +57,25 @@ def integers(high: int, *size: int, generator: torch.Generator) -> Tensor:
 def permutation(n: int, generator: torch.Generator) -> Tensor:
     """A uniform permutation of 0..n-1; it may have fixed points."""
     return torch.randperm(n, generator=generator, device=generator.device)
+
+
+def repeated(function: Callable[[T], R], generator: torch.Generator) -> Callable[[T], R]:
+    """`function`, whose calls after the first repeat the first one's draws from the generator and leave it alone.
+
+    For what activation checkpointing computes a second time.
+    """
+    first: list[Tensor] = []
+
+    def call(value: T) -> R:
+        now = generator.get_state()
+        generator.set_state(first[0] if first else now)
+        result = function(value)
+        if first:
+            generator.set_state(now)
+        first.append(now)
+        return result
+
+    return call
 
 
 def dirichlet(alpha: float, rows: int, k: int, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,9 @@ class Recipe:
     partner: (B, K) rows of the batch; column 0 is the sample itself. share: (B, K) what each contributes to the input.
     label_share: (B, K) what each contributes to the label; None means `share`; it need not sum to 1. loss_weight: (B,)
     or None. mask: (B or 1, 1, *spatial), 1 where the sample itself shows, for spatial operations. place: "input" or the
-    name of the tap where the mixing happened. A row whose partners are all itself is not mixed.
+    name of the tap where the mixing happened. moved: for operations that move cells: label maps (R, C, *spatial) to the
+    tuple (own, partner's), each (B, C, *spatial), that `mask` joins, or to the one map (B, C, *spatial) that is shown.
+    A row whose partners are all itself is not mixed.
     """
 
     partner: Tensor
@@ -32,6 +34,7 @@ class Recipe:
     loss_weight: Tensor | None = None
     mask: Tensor | None = None
     place: str = "input"
+    moved: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.partner.ndim != 2 or self.share.shape != self.partner.shape:
@@ -41,9 +44,16 @@ class Recipe:
         if self.label_share is None:
             object.__setattr__(self, "label_share", self.share)
 
-    def with_share(self, share: Tensor, mask: Tensor | None = None) -> Recipe:
+    def with_share(
+        self, share: Tensor, mask: Tensor | None = None, moved: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    ) -> Recipe:
         """The recipe that an operation really applied: inputs and labels both follow `share`."""
-        return replace(self, share=share, label_share=share, mask=mask)
+        return replace(self, share=share, label_share=share, mask=mask, moved=moved)
+
+    def maps(self, y: Tensor) -> bool:
+        """Whether targets (R, ...) are label maps, to be mixed by the mask, cell by cell."""
+        axes = 0 if self.mask is None else self.mask.ndim - 2
+        return axes > 0 and (y.ndim >= max(3, axes + 1) or (y.ndim == axes + 1 and not y.is_floating_point()))
 
     @property
     def unmixed(self) -> Tensor:
@@ -52,8 +62,8 @@ class Recipe:
 
     def halves(self, x: Tensor) -> bool:
         """Whether x (R, ...) holds the anchors and then, in the same order, the one partner of each."""
-        count = len(self.partner)
-        return len(x) == 2 * count and self.partner is guest_layout(2, count, self.partner.device)
+        count = self.partner.shape[0]  # len() of a tensor takes several times as long
+        return x.shape[0] == 2 * count and self.partner is guest_layout(2, count, self.partner.device)
 
     @property
     def lam(self) -> Tensor:
@@ -65,6 +75,8 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     """sum_k label_share[:, k] * target[partner[:, k]] for real-valued targets (R, ...); returns (B, ...)."""
     if not target.is_floating_point():
         raise ValueError(f"only real-valued targets can be averaged, got {target.dtype}; make class ids one-hot first")
+    if recipe.maps(target):
+        return sum_of(part * weight for part, weight in laid(target, recipe))
     share = recipe.label_share.to(target.dtype)
     if recipe.halves(target) and recipe.label_share is recipe.share:
         own, guest = target.view(2, -1, *target.shape[1:]).unbind()
@@ -73,6 +85,40 @@ def mix_labels(target: Tensor, recipe: Recipe) -> Tensor:
     if share.shape[1] == 2 and recipe.label_share is recipe.share:  # they sum to 1: equal labels stay exactly equal
         return torch.lerp(parts[:, 1], parts[:, 0], rowwise(share[:, 0], target))
     return (share.view(*share.shape, *[1] * (target.ndim - 1)) * parts).sum(dim=1)
+
+
+def laid(y: Tensor, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """What a mask shows of label maps y, ids (R, *spatial) or any (R, C, *spatial): [(maps (B, ...), weights)].
+
+    The weights sum to 1 in every cell. Maps may be of another size than the mask, where cells were not moved;
+    ValueError where they were.
+    """
+    assert recipe.mask is not None
+    size, channels = recipe.mask.shape[2:], y.ndim == recipe.mask.ndim
+    maps = y if channels else y.unsqueeze(1)
+    if maps.ndim != recipe.mask.ndim:
+        raise ValueError(f"label maps must be (B, *spatial) or (B, C, *spatial) for inputs of size {tuple(size)}")
+    mask = recipe.mask.to(y.device, y.dtype if y.is_floating_point() else torch.float32)
+    if recipe.moved is None:
+        if recipe.partner.shape[1] != 2:
+            raise ValueError(
+                f"label maps follow masks of two samples, got k = {recipe.partner.shape[1]}; use cutmix, resizemix or "
+                "mosaic"
+            )
+        views: tuple[Tensor, ...] = (maps[recipe.partner[:, 0]], maps[recipe.partner[:, 1]])
+        if maps.shape[2:] != size:
+            mask = torch.nn.functional.interpolate(mask, maps.shape[2:])
+    elif maps.shape[2:] != size:
+        raise ValueError(
+            f"label maps must have the size {tuple(size)} of what is mixed, got {tuple(maps.shape[2:])}: the operation "
+            "moves their cells"
+        )
+    else:
+        views = recipe.moved(maps)
+    weights = (mask, 1 - mask) if len(views) == 2 else (torch.ones_like(mask),)
+    return [
+        (view, weight) if channels else (view[:, 0], weight[:, 0]) for view, weight in zip(views, weights, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=8)
@@ -107,6 +153,9 @@ class Mixed:
         if num_classes is None:
             raise ValueError("y holds class ids: soft_target needs num_classes")
         if self.y.ndim > 1:
+            if self.recipe.maps(self.y):
+                parts = laid(self.y, self.recipe)
+                return sum_of(one_hot(ids, num_classes) * weight.unsqueeze(1) for ids, weight in parts)
             return mix_labels(one_hot(self.y, num_classes), self.recipe)
         _check_ids(self.y, num_classes)
         share, labels = self.recipe.label_share, self.y[self.recipe.partner].long()
@@ -117,16 +166,23 @@ class Mixed:
 
         criterion: an `nn.Module` loss or a function such as `F.cross_entropy`; it is evaluated per sample and then
         reduced as it reduces itself, so that unmixed samples give its own value. Real-valued y (B,) fits outputs
-        (B, 1). target: "two-part" weighs the losses against each label, sum_k share_k * criterion(output, y_k); "soft"
-        takes the loss against the mixed target. For losses linear in the target (cross-entropy without class weights,
-        BCE with logits) both are equal; for squared error they differ by lam (1 - lam) (y_a - y_b)^2. Default: soft for
-        real-valued y, two-part for class ids. ValueError if the criterion gives one number for the whole batch.
+        (B, 1). Label maps follow the mask, where there is one, cell by cell. target: "two-part" weighs the losses
+        against each label, sum_k share_k * criterion(output, y_k); "soft" takes the loss against the mixed target. For
+        losses linear in the target (cross-entropy without class weights, BCE with logits) both are equal; for squared
+        error they differ by lam (1 - lam) (y_a - y_b)^2. Default: soft for real-valued y, two-part for class ids.
+        ValueError if the criterion gives one number for the whole batch.
         """
         target = target or ("soft" if self.y.is_floating_point() else "two-part")
         recipe, scale = self.recipe, None
         if target == "soft":
             losses = per_sample(criterion, output, self.soft_target(output.shape[1] if output.ndim > 1 else None))
         elif target == "two-part":
+            if recipe.maps(self.y):
+                parts = laid(self.y, recipe)
+                losses = sum_of(per_sample(criterion, output, y, weight) for y, weight in parts)
+                counts = [w for w in (sample_weight(criterion, y, weight) for y, weight in parts) if w is not None]
+                losses = losses if recipe.loss_weight is None else losses * recipe.loss_weight
+                return total(criterion, losses, sum_of(counts) if counts else None)
             share = recipe.label_share
             labels = [self.y[recipe.partner[:, k]] for k in range(share.shape[1])]
             losses = sum_of(share[:, k] * per_sample(criterion, output, y) for k, y in enumerate(labels))

@@ -16,6 +16,7 @@ from .search import Range
 
 GROUP = "omnimix.methods"
 TASKS = ("classification", "multilabel", "regression")
+NETWORKS = ("any", "attention")
 LEVELS = ("samples", "domains", "corpora", "models")
 
 M = TypeVar("M", bound=Callable[..., Method])
@@ -37,6 +38,8 @@ class Info:
     package: str
     search: Mapping[str, Range] = field(default_factory=dict)
     """From where tuning draws parameters of the factory; those not named here keep their values."""
+    network: str = "any"
+    """What it can train: "any", "attention" (a network with attention between the patches of images)."""
 
     @property
     def summary(self) -> str:
@@ -61,19 +64,21 @@ def register(
     cost: float = 1.0,
     level: str = "samples",
     inputs: tuple[str, ...] = ("any",),
+    network: str = "any",
     search: Mapping[str, Range] | None = None,
 ) -> Callable[[M], M]:
     """Decorate a Method class (or a function that makes one) to give it a name.
 
     paper: "Title, venue year, arXiv id". tasks: the target types it can train. cost: gradient evaluations of a step
-    relative to plain training. search: ranges of parameters for tuning. ValueError if the name is taken by another
-    factory, or if `search` names no parameter of it.
+    relative to plain training. network: see `Info`. search: ranges of parameters for tuning. ValueError if the name is
+    taken by another factory, or if `search` names no parameter of it.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
         raise ValueError(f"name must be lower-case letters, digits and - _ . (as in 'c-mixup'), got {name!r}")
     for task in tasks:
         one_of("tasks", task, TASKS)
     one_of("level", level, LEVELS)
+    one_of("network", network, NETWORKS)
 
     def add(factory: M) -> M:
         if not callable(factory):
@@ -81,7 +86,7 @@ def register(
         module = getattr(factory, "__module__", "")
         if name in _methods and _methods[name].factory.__qualname__ != factory.__qualname__:
             raise ValueError(f"a method named {name!r} exists already: {_methods[name].factory!r}")
-        card = Info(name, factory, paper, tasks, cost, level, inputs, module.split(".")[0], dict(search or {}))
+        card = Info(name, factory, paper, tasks, cost, level, inputs, module.split(".")[0], dict(search or {}), network)
         for parameter in card.search:
             one_of("search", parameter, card.parameters)
         _methods[name] = card
@@ -124,6 +129,8 @@ def create(name: str, **parameters: Any) -> Method:
             raise ValueError(f"{name} has no parameter {parameter!r}; it takes {', '.join(allowed) or 'none'}")
     method = card.factory(**parameters)
     method.tasks = card.tasks
+    if method.cost is None:
+        method.cost = card.cost
     return method
 
 

@@ -27,3 +27,37 @@ def by_group(group: Tensor, size: int, steps: int, generator: torch.Generator) -
         order = torch.cat([rows[permutation(len(rows), generator)] for _ in range(passes)])
         columns.append(order[: steps * each].view(steps, each))
     return list(torch.cat(columns, dim=1).unbind())
+
+
+def by_class_and_domain(
+    label: Tensor, domain: Tensor, size: int, each: int, steps: int, generator: torch.Generator
+) -> list[Tensor]:
+    """`steps` batches of size // each classes with `each` rows of every one, spread evenly over the domains.
+
+    label, domain: (N,) ids. Classes are drawn anew for each batch, and come once in it as long as there are enough of
+    them; what does not divide by the number of domains goes to domains drawn for the batch. A cell smaller than its
+    share comes several times; for an empty one, rows of the class from all domains.
+    """
+    label, domain = label.cpu(), domain.cpu()
+    domains = torch.unique(domain)
+    whole = [torch.nonzero(label == one).flatten() for one in torch.unique(label)]
+    cells = [[rows[domain[rows] == one] for one in domains] for rows in whole]
+    each = min(each, size)
+    batches = []
+    for _ in range(steps):
+        quota = torch.full((len(domains),), each // len(domains))
+        quota[permutation(len(domains), generator)[: each % len(domains)]] += 1
+        classes = _several(torch.arange(len(whole)), size // each, generator).tolist()
+        shares = [
+            _several(cell if len(cell) else whole[one], int(count), generator)
+            for one in classes
+            for cell, count in zip(cells[one], quota, strict=True)
+        ]
+        batches.append(torch.cat(shares))
+    return batches
+
+
+def _several(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) of the rows in random order, none twice before all have come once."""
+    passes = -(-count // len(rows))
+    return torch.cat([rows[:0], *(rows[permutation(len(rows), generator)] for _ in range(passes))])[:count]

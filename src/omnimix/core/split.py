@@ -97,14 +97,22 @@ class Split:
         """The input of the head, as the network computes it."""
         return self.features_and_output(x)[0]
 
-    def features_and_output(self, x: Any) -> tuple[Tensor, Tensor]:
-        """One forward pass: (input of the head, output of the network)."""
+    def features_and_output(self, x: Any, network: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """One forward pass: (input of the head, output of the network).
+
+        network: a wrapper to pass through instead; ValueError if the pass does not reach the head.
+        """
         kept: list[Tensor] = []
         handle = self._modules[self.head_name].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
         try:
-            output = self.model(x)
+            output = (self.model if network is None else network)(x)
         finally:
             handle.remove()
+        if not kept:
+            raise ValueError(
+                f"a pass through this {type(network or self.model).__name__} did not reach the head "
+                f"{self.head_name!r} of the network given to setup(model, ...): use that network, or a wrapper of it"
+            )
         return kept[0], output
 
     def head(self, z: Tensor) -> Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +83,7 @@ def _read_text(pandas: Any, path: Path, suffix: str) -> Sheet:
         if "\0" in first:
             raise DataError(f"{path} is no text, for it holds zero bytes; save the table as UTF-8 text or Parquet")
         separator = _separator(first, suffix)
-        records = list(islice(_records(path, separator), 2))
-        if not records:
-            raise DataError(f"{path}: the file is empty")
-        cells = records[0][1]
-        for line, more in records[1:]:
-            if len(more) > len(cells):
-                raise DataError(f"{path}, line {line}: {len(more)} cells, but the header has {len(cells)} names")
+        cells = _first(path, separator)
         names = [cell.strip() or f"column{i + 1}" for i, cell in enumerate(cells)]
         header = not all(_is_number(cell) for cell in cells)
         frame = pandas.read_csv(
@@ -101,14 +93,33 @@ def _read_text(pandas: Any, path: Path, suffix: str) -> Sheet:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, {_undecodable(path)}: not UTF-8 text; save the file as UTF-8") from error
     except (pandas.errors.ParserError, csv.Error) as error:
-        found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
-        told = "{1}: {2} cells instead of {0}; remove the extra separator or quote the text".format(*found.groups()) \
-            if found else str(error)  # fmt: skip
-        raise DataError(f"{path}, line {told}" if found else f"{path} cannot be read: {told}") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
     except (OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     frame.columns = names if header else [f"column{i + 1}" for i in range(len(names))]
     return Sheet(path, frame, separator, header)
+
+
+def _first(path: Path, separator: str) -> list[str]:
+    """The cells of the first record; DataError for an empty file, and for a record of more or fewer cells than it has.
+
+    pandas fills up records that are too short, and takes a name for every row from those that are all too long.
+    """
+    records = _records(path, separator)
+    _, cells = next(records, (0, None))
+    if cells is None:
+        raise DataError(f"{path}: the file is empty")
+    for line, more in records:
+        if len(more) != len(cells):
+            remedy = (
+                "remove the extra separator or quote the text"
+                if len(more) > len(cells)
+                else "fill it up; a cell that is empty needs its separator, too"
+            )
+            raise DataError(
+                f"{path}, line {line}: {len(more)} cells instead of {len(cells)} as in the header; {remedy}"
+            )
+    return cells
 
 
 def _open(path: Path) -> Any:
@@ -119,10 +130,10 @@ def _open(path: Path) -> Any:
 def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(line of its beginning, cells) of every record that is not blank, as pandas counts them."""
     with _open(path) as file:
+        lines, delimiter = file, separator
         if separator == BLANKS:
-            yield from ((n, line.split()) for n, line in enumerate(file, 1) if line.strip())
-            return
-        reader, start = csv.reader(file, delimiter=separator, skipinitialspace=True), 1
+            lines, delimiter = (line.strip().replace("\t", " ") + "\n" for line in file), " "
+        reader, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True), 1
         for cells in reader:
             if len(cells) > 1 or any(cell.strip() for cell in cells):
                 yield start, cells

@@ -8,6 +8,8 @@ with Midpoint Mixup", ICML 2023, arXiv 2210.13512. A network that leans on the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -61,6 +63,14 @@ class TwoView(Dataset[tuple[Tensor, Tensor]]):
         w = uniform(len(rows), generator=self._source()).to(first.device, first.dtype)
         w = w.view(-1, *[1] * (first.ndim - 1))
         return torch.cat((w * first, (1 - w) * second), dim=1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the draws of the weights are, for checkpoints; those of DataLoader workers follow PyTorch's seed."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.generator.set_state(state["generator"])
 
     def _source(self) -> torch.Generator:
         worker = get_worker_info()

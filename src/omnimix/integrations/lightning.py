@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..core.batch import Batch
 from ..core.checks import at_least
-from ..core.loader import _Batches, _only, _Rows
+from ..core.loader import _Batches, _only, _with_guests
 from ..core.method import Method, Mix
 from ..core.objective import MixedLoss
 from ..core.operation import Context
@@ -207,6 +207,11 @@ class Mixing(Callback):
             drawn = recipe
             assert mixer.split is not None
             tap = mixer.split.rewrite(recipe.place, lambda h: mixer.operation(h, drawn, context)[0])  # type: ignore[assignment]
+        if recipe.loss_weight is not None:
+            raise ValueError(
+                f"{type(self.method).__name__} weighs the samples of a batch, which soft targets cannot say: use "
+                "Mixing(..., in_step=True) and `return self.mixing.loss(self, batch)` in training_step"
+            )
         return self._like(data, x, mix_labels(self.task.soft_target(batch.y), recipe)), tap
 
     def _like(self, data: Any, x: Any, y: Tensor) -> Any:
@@ -244,11 +249,8 @@ class _PartnerRows(Sampler[list[int]]):
         method.before_epoch()
         seed = (self.mixing.seed << 32) + (1 << 31) + self.mixing._epoch
         order = permutation(self.size, torch.Generator().manual_seed(seed))[: self.size // world * world][rank::world]
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            anchors, guests = method.rows(order[start : start + self.batch_size])
-            rows = _Rows((anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))).tolist())
-            rows.anchors = len(anchors)
-            yield rows
+        steps = range(0, len(self) * self.batch_size, self.batch_size)
+        yield from _with_guests(method, (order[start : start + self.batch_size] for start in steps))
 
 
 def _by_batch(method: Method, task: Task) -> bool:

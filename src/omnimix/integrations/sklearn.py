@@ -118,18 +118,17 @@ class _MixEstimator(BaseEstimator):  # type: ignore[misc]
         share = _plain(self.validation_fraction)
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise ValueError(f"validation_fraction must be a number in [0, 1), got {share!r}")
-        held = int(share * len(X))
+        rows, valid = _split(y if task.name == "classification" else np.zeros(len(y)), int(share * len(X)), seed)
         budget = Budget(
             _plain(self.epochs),
             _plain(self.batch_size),
             _plain(self.lr),
             weight_decay=_plain(self.weight_decay),
             drop_last=False,
-            select="best" if held else "last",
+            select="best" if len(valid) else "last",
             accelerator=one_of("device", self.device, ("cpu", "gpu")),
         )
         self._hidden = [*map(_plain, self.hidden)] if isinstance(self.hidden, Iterable) else self.hidden
-        rows, valid = _split(y if task.name == "classification" else np.zeros(len(y)), held, seed)
         self.scaler_ = _scaler(self.standardize).fit(X[rows])
         self.target_scaler_: Any = None
         if task.name == "regression":
@@ -145,7 +144,7 @@ class _MixEstimator(BaseEstimator):  # type: ignore[misc]
         scale = None
         if self.target_scaler_ is not None and self.standardize:
             scale = torch.from_numpy(self.target_scaler_.mean_), torch.from_numpy(self.target_scaler_.scale_)
-        data = Data(part(rows), part(valid) if held else None, None, task, scale)
+        data = Data(part(rows), part(valid) if len(valid) else None, None, task, scale)
         model, tell = self._network(task.outputs, seed), _progress(type(self).__name__) if self.verbose else None
         done = fit(method, model, data, budget, seed=seed, progress=tell)
         self.weights_ = {name: value.cpu() for name, value in model.state_dict().items()}
@@ -265,11 +264,16 @@ def _scaler(standardize: bool) -> StandardScaler:
 
 
 def _split(strata: np.ndarray[Any, Any], held: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(training rows, `held` validation rows): evenly spaced in a random order that is sorted by stratum."""
+    """(training rows, validation rows): `held` of them, evenly spaced in a random order that is sorted by stratum.
+
+    Fewer where a stratum would have no row left to train on: its first one stays.
+    """
     order = permutation(len(strata), torch.Generator().manual_seed(seed)).numpy()
     order = order[np.argsort(strata[order], kind="stable")]
     out = np.zeros(len(order), dtype=bool)
     out[((np.arange(held) + 0.5) * len(order) / max(held, 1)).astype(int)] = True
+    start = np.flatnonzero(np.diff(strata[order], prepend=strata[order[:1]] - 1))
+    out[start] &= ~np.logical_and.reduceat(out, start)
     return order[~out], order[out]
 
 

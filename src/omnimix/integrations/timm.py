@@ -1,7 +1,9 @@
 """Drop-in replacements for `timm.data.Mixup` and `FastCollateMixup`, for odd batches too.
 
 Same arguments, same targets, and the same partners: row i meets row B - 1 - i, which makes the pairs of mode "pair";
-loaders shuffle, so a permutation would change nothing. Of an odd batch the middle row stays as it is. What differs:
+loaders shuffle, so a permutation would change nothing. Of an odd batch the middle row stays as it is. Boxes are as
+large as in timm 1.0.31 (5 pixels where a side is to be 5); older versions rounded odd sides down to the even number
+below. What differs:
 inputs are not changed in place, randomness comes from a generator, soft targets are mixed too, and samples that are
 mixed one by one are mixed at once, also on a GPU. timm itself is not needed.
 """

@@ -183,6 +183,7 @@ def _mixes_batches(method: Composed) -> bool:
         getattr(type(method), name) is getattr(Composed, name) for name in ("loss", "mixed_loss", "resolve_places")
     )
     plain = method.places == ("input",) and isinstance(method.objective, MixedLoss)
+    plain = plain and (method.labels is None or not method.labels.after)
     return same and plain and not method.needs and not method.streams
 
 

@@ -18,15 +18,17 @@ from .by_timm import timm_network
 from .mlp import MLP
 from .preact_resnet import PreActResNet, preact_resnet18
 from .small_cnn import SmallCNN
+from .vit import ViT
 from .wide_resnet import wide_resnet
 
-__all__ = ["MLP", "NETWORKS", "PreActResNet", "SmallCNN", "create", "preact_resnet18", "wide_resnet"]
+__all__ = ["MLP", "NETWORKS", "PreActResNet", "SmallCNN", "ViT", "create", "preact_resnet18", "wide_resnet"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "small-cnn": SmallCNN,
     "preact-resnet18": preact_resnet18,
     "wrn-28-10": partial(wide_resnet, depth=28, k=10),
+    "vit": ViT,
 }
 """Besides, "wrn-DEPTH-K" and "timm:NAME"."""
 

@@ -1,8 +1,8 @@
 """Several small networks of one shape as one: their weights lie in stacks, and a layer computes all of them at once.
 
-Inputs are (S, R, width): R rows for each of S runs. What one run computes depends on how many others are stacked with
-it by rounding at most, and on many shapes not at all. There are no modules and hooks: for small networks those take
-longer than the arithmetic.
+Inputs are (S, R, width): R rows for each of S runs. What one run computes does not depend on which and how many others
+are stacked with it, on one thread bit for bit: see LANES. There are no modules and hooks: for small networks those
+take longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten)
 """Layers without weights that treat every row by itself; `Flatten` has nothing to do in a table."""
+LANES = 16
+"""Numbers that the widest registers hold. Optimisers and activations compute what is left over at a tensor's end with
+other bits, and where a run lies in the stack would decide which of its weights that is: columns of zeros fill it up.
+"""
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +45,8 @@ def stackable(network: nn.Module) -> bool:
 class Stack:
     """Networks that are `stackable` and of one shape, as one function of (S, R, width).
 
-    weights: by the names of the networks' parameters, (S, inputs, outputs) and (S, 1, outputs), two outputs or more.
+    weights: by the names of the networks' parameters, (S, inputs, outputs) and (S, 1, outputs), outputs filled up with
+    zeros to a multiple of LANES.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
@@ -68,17 +73,17 @@ class Stack:
         self._layers.append((layer, tuple(ends)))
 
     def _linear(self, name: str, layers: Sequence[nn.Linear]) -> Layer:
-        # A product with a vector has other bits for one run than for several: it gets a second column of zeros.
-        padding = 1 if layers[0].out_features == 1 else 0
+        padding = -layers[0].out_features % LANES
         self._outputs[name] = layers[0].out_features
-        weight = self.weights[f"{name}.weight"] = _stacked([layer.weight.T for layer in layers], padding)
-        bias: Tensor | None = None
+        weight = self.weights[f"{name}.weight"] = nn.Parameter(_stacked([layer.weight.T for layer in layers], padding))
+        bias: nn.Parameter | None = None
         if layers[0].bias is not None:
-            bias = self.weights[f"{name}.bias"] = _stacked([layer.bias.unsqueeze(0) for layer in layers], padding)
+            rows = [layer.bias.unsqueeze(0) for layer in layers]
+            bias = self.weights[f"{name}.bias"] = nn.Parameter(_stacked(rows, padding))
 
         def product(x: Tensor) -> Tensor:
             out = torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
-            return out.narrow(2, 0, 1) if padding else out
+            return out.narrow(2, 0, layers[0].out_features) if padding else out
 
         return product
 
@@ -94,17 +99,22 @@ class Stack:
 
     def of(self, run: int) -> dict[str, Tensor]:
         """The state dict of one run's network, copied."""
-        found = {}
-        for name, value in self.weights.items():
-            outputs = self._outputs[name.rpartition(".")[0]]
-            own = value.detach()[run, :, :outputs]
-            found[name] = (own.T if name.endswith("weight") else own[0]).clone(memory_format=torch.contiguous_format)
-        return found
+        return {name: self.unstacked(name, value.detach(), run) for name, value in self.weights.items()}
+
+    def unstacked(self, name: str, value: Tensor, run: int) -> Tensor:
+        """What one run has in a value that is laid out as the weight `name`, as its network has it; copied."""
+        own = value[run, :, : self._outputs[name.rpartition(".")[0]]]
+        return (own.T if name.endswith("weight") else own[0]).clone(memory_format=torch.contiguous_format)
+
+    def stacked(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `unstacked`, from what all runs have."""
+        rows = [value.T if name.endswith("weight") else value.unsqueeze(0) for value in values]
+        return _stacked(rows, self.weights[name].shape[2] - rows[0].shape[1])
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _stacked(tensors: Sequence[Tensor], padding: int) -> nn.Parameter:
-    return nn.Parameter(F.pad(torch.stack([tensor.detach() for tensor in tensors]), (0, padding)))
+def _stacked(tensors: Sequence[Tensor], padding: int) -> Tensor:
+    return F.pad(torch.stack([tensor.detach() for tensor in tensors]), (0, padding))

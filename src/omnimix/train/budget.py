@@ -20,8 +20,9 @@ class Budget:
     sgd. clip: largest gradient norm. schedule, by epoch e = 0, 1, ...: "constant"; "cosine", lr (1 + cos(pi e /
     epochs)) / 2; "step", lr times 0.1 at each of `milestones`. drop_last: leave out the last, smaller batch.
     planned: the epochs that schedules are made for, where a run stops before; None: all of `epochs`.
-    select: keep the weights of the epoch with the "best" validation `metric` ("loss" or a metric of the task; the first
-    of equals), or the "last". augment: random crop and flip of images before mixing. accelerator: "auto" takes
+    select: keep the weights of the epoch with the "best" validation `metric` ("loss", a metric of the task, or where
+    there are domains "worst_domain" or "mean_domain"; the first of equals), or the "last". augment: random crop and flip of images before mixing. order: "shuffled", or "domains": equally many rows of
+    each domain in every batch. accelerator: "auto" takes
     the CPU for tables of numbers, else a GPU where there is one. strategy, for several devices: "ddp", each holds all
     weights; "fsdp", each holds a share of weights, gradients and optimiser states.
     """
@@ -39,6 +40,7 @@ class Budget:
     select: str = "best"
     metric: str = "loss"
     augment: bool = False
+    order: str = "shuffled"
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int = 1
@@ -59,6 +61,7 @@ class Budget:
             positive("clip", self.clip)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("order", self.order, ("shuffled", "domains"))
         one_of("select", self.select, ("best", "last"))
         one_of("precision", self.precision, PRECISIONS)
         one_of("strategy", self.strategy, ("ddp", "fsdp"))

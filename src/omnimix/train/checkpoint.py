@@ -19,7 +19,7 @@ from ..core.method import Method, Setup
 from ..core.split import Split
 from ..core.table import Table
 
-FORMAT = "omnimix-checkpoint-1"
+FORMAT = "omnimix-checkpoint-2"
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 

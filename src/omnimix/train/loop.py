@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,10 +32,11 @@ from torch.multiprocessing.spawn import ProcessException
 from ..core.batch import Batch
 from ..core.method import AHEAD, Method, Mix
 from ..core.random import permutation
+from ..core.sampler import by_group
 from . import checkpoint as files
 from .budget import Budget
 from .evaluate import outputs, predictions
-from .metrics import METRICS, headline, higher_is_better, scores
+from .metrics import METRICS, OVER_DOMAINS, headline, higher_is_better, scores
 from .parts import Data, Part, table
 from .quick import quick_backward, quicken
 
@@ -111,9 +112,11 @@ def _check(method: Method, data: Data, budget: Budget) -> None:
             f"the training part has {len(data.train)} rows, less than one batch of {budget.batch_size}; "
             "use a smaller batch_size, or drop_last=False"
         )
+    if budget.order == "domains" and data.train.domain is None:
+        raise ValueError("order='domains' needs the domain of every training row; give Part(domain=...)")
     if budget.select == "best" and data.valid is None:
         raise ValueError("select='best' needs a validation part; give data.valid, or use select='last'")
-    known = ["loss", *METRICS[data.task.name], "worst_domain"]
+    known = ["loss", *METRICS[data.task.name], *OVER_DOMAINS]
     if budget.metric not in known:
         raise ValueError(f"metric must be one of {', '.join(known)} for {data.task.name}, got {budget.metric!r}")
     if budget.augment and (not isinstance(data.train.x, Tensor) or data.train.x.ndim != 4) and data.train.in_memory:
@@ -334,9 +337,14 @@ class _Run:
 
     def _batches(self, epoch: int) -> list[Tensor]:
         """The rows of this process's share of each batch of the epoch."""
-        budget, rows = self.budget, len(self.data.train)
-        order = permutation(rows, _generator(self.seed, "order", epoch))
-        batches = torch.split(order, budget.batch_size)[: _steps(rows, budget)]
+        budget, part = self.budget, self.data.train
+        steps, generator = _steps(len(part), budget), _generator(self.seed, "order", epoch)
+        batches: Sequence[Tensor] | None = self.method.batches(budget.batch_size, steps, generator)
+        if batches is None and budget.order == "domains":
+            assert part.domain is not None
+            batches = by_group(part.domain, budget.batch_size, steps, generator)
+        elif batches is None:
+            batches = torch.split(permutation(len(part), generator), budget.batch_size)[:steps]
         if self.world == 1:
             return list(batches)
         return [b[: len(b) // self.world * self.world][self.rank :: self.world] for b in batches]
@@ -444,6 +452,8 @@ class _Run:
             raise ValueError(f"the metric {budget.metric!r} is undefined on the validation part; choose another")
         if budget.select == "best" and (self.best is None or value > self.best["value"]):
             self.best = {"epoch": epoch + 1, "value": value, "weights": self.weights()}
+            if type(self.method).predict is not Method.predict:  # what predicts beside the network belongs to it
+                self.best["method"] = copy.deepcopy(self._whole(self.method.state_dict()))
         return {f"valid_{name}": value for name, value in found.items()}
 
     def weights(self) -> dict[str, Tensor]:
@@ -471,12 +481,22 @@ class _Run:
         if self.best is not None:
             self._load(self.best["weights"])
             epoch = self.best["epoch"]
+            if "method" in self.best:
+                self.method.load_state_dict(self.best["method"])
         if not all(bool(torch.isfinite(p).all()) for p in self._whole(list(self.model.parameters()))):
             raise TrainingError(
                 f"a weight is NaN or infinite after epoch {epoch} under {type(self.method).__name__}; lower the "
                 f"learning rate ({self.budget.lr}) or set clip"
             )
+        self.method.after_training(self.model, self._in_order())
         return Fit(self.history, epoch, self.seconds, median(self.step_seconds), _peak_memory(self.device))
+
+    def _in_order(self) -> Iterator[Batch]:
+        """All training rows, unaugmented."""
+        part = self.parts[0]
+        assert part is not None
+        for rows in torch.split(torch.arange(len(part), device=part.y.device), self.budget.batch_size):
+            yield Batch(*part.take(rows), rows).to(self.device)
 
     def _configuration(self) -> dict[str, str]:
         settings = {"budget": asdict(self.budget), "seed": self.seed, "devices": self.world}
@@ -496,22 +516,25 @@ class _Run:
         methods = self._gather(self._whole(self.method.state_dict()))
         model, optimizer = self.weights(), self._whole(self.optimizer.state_dict())
         if self.rank == 0:
-            state = {
-                "configuration": self.configuration,
-                "history": self.history,
-                "best": self.best,
-                "seconds": self.seconds,
-                "step_seconds": self.step_seconds,
-                "model": model,
-                "optimizer": optimizer,
-                "precision": {} if self.alone else self.fabric.strategy.precision.state_dict(),
-                "methods": methods,
-            }
-            try:
-                files.save(self.path, state)
-            except OSError as error:  # a full disk: the result is worth more than the way back
-                warnings.warn(f"cannot write the checkpoint {self.path} ({error}); training goes on", stacklevel=2)
+            precision = {} if self.alone else self.fabric.strategy.precision.state_dict()
+            self._write(self.path, model=model, optimizer=optimizer, precision=precision, methods=methods)
         self._last_saved, self.saved = time.perf_counter(), True
+
+    def _write(self, path: Path, **computed: Any) -> None:
+        """The checkpoint of this run, from what trains it and what it knows of itself."""
+        state = {
+            "configuration": self.configuration,
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
+            "inputs": [part.x.state_dict() if part and hasattr(part.x, "state_dict") else None for part in self.parts],
+            **computed,
+        }
+        try:
+            files.save(path, state)
+        except OSError as error:  # a full disk: the result is worth more than the way back
+            warnings.warn(f"cannot write the checkpoint {path} ({error}); training goes on", stacklevel=2)
 
     def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """The states of all processes, in the order of their ranks."""
@@ -524,20 +547,33 @@ class _Run:
         all_of = self.fabric.all_gather(padded)
         return [files.from_bytes(c[:n].cpu().numpy().tobytes()) for c, n in zip(all_of, sizes.tolist(), strict=True)]
 
-    def _resume(self, path: Path) -> None:
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """The checkpoint of this run, what the run knows of itself taken from it; None if there is no whole one."""
         if not path.exists():
-            return
+            return None
         try:
-            state = files.load(path)
+            state: dict[str, Any] = files.load(path)
         except files.CheckpointError as error:
             warnings.warn(f"{error}; training starts from the beginning", stacklevel=2)
-            return
+            return None
         other = [name for name, value in self.configuration.items() if state["configuration"].get(name) != value]
         if other:
             raise ValueError(
                 f"the checkpoint {path} belongs to a run with another {', '.join(other)}; remove it to start "
                 "afresh, or give this run a file of its own"
             )
+        self.method.load_state_dict(state["methods"][self.rank])
+        for part, drawn in zip((self.data.train, self.data.valid), state["inputs"], strict=True):
+            if part is not None and drawn is not None:
+                part.x.load_state_dict(drawn)
+        self.history, self.best = state["history"], state["best"]
+        self.seconds, self.step_seconds, self.saved = state["seconds"], state["step_seconds"], True
+        return state
+
+    def _resume(self, path: Path) -> None:
+        state = self._read(path)
+        if state is None:
+            return
         self._load(state["model"])
         if self.budget.strategy == "fsdp":
             from .shard import scatter_states
@@ -546,9 +582,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if not self.alone:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.method.load_state_dict(state["methods"][self.rank])
-        self.history, self.best = state["history"], state["best"]
-        self.seconds, self.step_seconds, self.saved = state["seconds"], state["step_seconds"], True
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import fmean as mean
 
 import torch
 from torch import Tensor
@@ -76,6 +77,8 @@ METRICS: dict[str, dict[str, Metric]] = {
 """By task; the first one is the headline, which is also reported per domain."""
 
 HIGHER_IS_BETTER = frozenset({"accuracy", "map", "r2"})
+OVER_DOMAINS = ("worst_domain", "mean_domain")
+"""The headline of the worst domain, and its mean over domains, each of them counting the same whatever its size."""
 
 
 def headline(task: Task) -> str:
@@ -84,8 +87,8 @@ def headline(task: Task) -> str:
 
 
 def higher_is_better(task: Task, metric: str) -> bool:
-    """Whether to maximise `metric` ("loss", a metric of the task, or "worst_domain")."""
-    return (headline(task) if metric == "worst_domain" else metric) in HIGHER_IS_BETTER
+    """Whether to maximise `metric` ("loss", a metric of the task, or one of `OVER_DOMAINS`)."""
+    return (headline(task) if metric in OVER_DOMAINS else metric) in HIGHER_IS_BETTER
 
 
 def domain_scores(task: Task, prediction: Tensor, y: Tensor, domain: Tensor) -> dict[int, float]:
@@ -99,20 +102,20 @@ def scores(
 ) -> dict[str, float]:
     """The metrics `names` (None: all of the task) of predictions as `Task.predict` gives them.
 
-    With `domain` (N,), also "worst_domain" (largest RMSE, or smallest accuracy, of a domain), and with it the headline
-    of each domain as "rmse@3". ValueError for a metric that the task does not have.
+    With `domain` (N,), also "worst_domain" (largest RMSE, or smallest accuracy, of a domain), "mean_domain" where it is
+    named, and with them the headline of each domain as "rmse@3". ValueError for a metric that the task does not have.
     """
     known = METRICS[task.name]
     wanted = [*known, *([] if domain is None else ["worst_domain"])] if names is None else list(names)
     found = {}
     for name in wanted:
-        if name == "worst_domain":
+        if name in OVER_DOMAINS:
             if domain is None:
-                raise ValueError("the metric 'worst_domain' needs data with a domain column")
+                raise ValueError(f"the metric {name!r} needs data with a domain column")
             by_domain = domain_scores(task, prediction, y, domain)
             worst = min if headline(task) in HIGHER_IS_BETTER else max
-            found[name] = worst(by_domain.values())
+            found[name] = mean(by_domain.values()) if name == "mean_domain" else worst(by_domain.values())
             found.update({f"{headline(task)}@{d}": value for d, value in by_domain.items()})
         else:
-            found[name] = known[one_of("metric", name, [*known, "worst_domain"])](prediction, y)
+            found[name] = known[one_of("metric", name, [*known, *OVER_DOMAINS])](prediction, y)
     return found

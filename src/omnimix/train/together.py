@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -25,8 +24,8 @@ from ..core.pairing import InTable, RandomPairing
 from ..core.random import permutation
 from ..core.recipe import Recipe, guest_layout
 from ..networks.stacked import Stack, stackable
-from . import checkpoint as files
 from .budget import Budget
+from .checkpoint import describe
 from .evaluate import ELEMENTS
 from .loop import Alone, Fit, TrainingError, _check, _optimizer, _Run, _setup
 from .parts import Data, Part
@@ -64,38 +63,86 @@ def fit_together(
     budget: Budget,
     *,
     seeds: Sequence[int],
-    checkpoint: Path | None = None,
+    checkpoints: Sequence[Path] | None = None,
     checkpoint_every: float = 30.0,
     progress: Progress | None = None,
-) -> list[Fit | TrainingError]:
+) -> list[Fit | Exception]:
     """Train S runs of one kind (S methods made alike, S networks of one shape); see `fit` for what each gives.
 
-    Every run must be one that `can_train_together`, all of `same_shapes`; else ValueError. A run whose loss becomes NaN
-    is returned as the TrainingError that `fit` raises, and the others go on. Times are a run's share of the whole.
-    checkpoint: a file to continue from; one of other runs is left unused and written over. progress: called with
-    (epochs done, all epochs).
+    Every run must be one that `can_train_together`, all of `same_shapes`, and methods, networks and tasks must be set
+    up alike; else ValueError. A run whose loss becomes NaN, or whose validation metric is undefined, is returned as the
+    error that `fit` raises, and the others go on. Times are a run's share of the whole.
+    checkpoints: a file for each run, such as `fit` writes and continues from: runs may be grouped otherwise, or trained
+    alone, when they go on. They stay when training is over. progress: called with (epochs done, all epochs).
     """
     for method, model, part in zip(methods, models, data, strict=True):
         _check(method, part, budget)
         if not can_train_together(method, model, part, budget):
             raise ValueError(f"runs of {type(method).__name__} on {type(model).__name__} cannot be trained together")
+    alike = {
+        "methods": [*map(describe, methods)],
+        "networks": [*map(str, models)],
+        "tasks": [repr(d.task) for d in data],
+    }
+    for name, values in alike.items():
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} must be set up alike to be trained together; train these runs one by one")
     if not same_shapes(data):
         raise ValueError("data must agree in shape from run to run to be trained together; train them one by one")
+    paths = [None] * len(methods) if checkpoints is None else checkpoints
     with torch.random.fork_rng(devices=[]):
-        return _Together(methods, models, data, budget, seeds, checkpoint, checkpoint_every, progress).train()
+        members = [
+            _Member(method, model, part, budget, seed, path)
+            for method, model, part, seed, path in zip(methods, models, data, seeds, paths, strict=True)
+        ]
+        groups: dict[int, list[_Member]] = {}
+        for member in members:
+            groups.setdefault(len(member.history), []).append(member)
+        for number, group in enumerate(groups.values()):
+            _Together(group, budget, checkpoint_every, _share(progress, number, len(groups))).train()
+        return [member.result() for member in members]
+
+
+def _share(progress: Progress | None, number: int, groups: int) -> Progress | None:
+    """Progress of a group, those before it being done."""
+    if progress is None or groups == 1:
+        return progress
+    return lambda done, total: progress(number * total + done, groups * total)
 
 
 class _Member(_Run):
-    """One of the runs; its weights lie in the stack."""
+    """One of the runs; while it trains, its weights lie in a stack."""
 
     def __init__(
-        self, stack: Stack, place: int, method: Method, model: nn.Module, data: Data, budget: Budget, seed: int
+        self, method: Method, model: nn.Module, data: Data, budget: Budget, seed: int, path: Path | None
     ) -> None:
-        super().__init__(_CPU, method, model, data, budget, seed, None, math.inf, None)
+        super().__init__(_CPU, method, model, data, budget, seed, path, math.inf, None)
+        self.parts = [data.train, data.valid]
+        self.error: Exception | None = None
+        self.optimizer_state: dict[str, Any] | None = None
+        self._seed(0)
+        _setup(method, model, data, budget, seed, rank=0)
+        if path is not None:
+            self.configuration = self._configuration()
+            state = self._read(path)
+            if state is not None:  # as `fit` wrote it, or the stack it was in
+                model.load_state_dict(state["model"])
+                self.optimizer_state = state["optimizer"]
+
+    def enter(self, stack: Stack, place: int) -> None:
         self.stack, self.place = stack, place
 
     def weights(self) -> dict[str, Tensor]:
         return self.stack.of(self.place)
+
+    def result(self) -> Fit | Exception:
+        if self.error is not None:
+            return self.error
+        self.model.load_state_dict(self.weights())
+        try:
+            return self._finish()
+        except TrainingError as error:
+            return error
 
 
 class _Step(NamedTuple):
@@ -114,34 +161,17 @@ class _Step(NamedTuple):
 
 
 class _Together:
-    def __init__(
-        self,
-        methods: Sequence[Method],
-        models: Sequence[nn.Module],
-        data: Sequence[Data],
-        budget: Budget,
-        seeds: Sequence[int],
-        path: Path | None,
-        every: float,
-        progress: Progress | None,
-    ) -> None:
-        self.budget, self.path, self.every, self.progress = budget, path, every, progress
-        self.task = data[0].task
-        self.stack = Stack(models)
-        given = zip(methods, models, data, seeds, strict=True)
-        self.members = [
-            _Member(self.stack, i, method, model, part, budget, seed)
-            for i, (method, model, part, seed) in enumerate(given)
-        ]
-        self.failed: dict[int, str] = {}
-        self.seconds, self.step_seconds = 0.0, list[float]()
-        self.epochs = 0
+    """Trains runs that have come equally far."""
 
-    def train(self) -> list[Fit | TrainingError]:
-        for member in self.members:
-            member._seed(0)
-            member.parts = [member.data.train, member.data.valid]
-            _setup(member.method, member.model, member.data, self.budget, member.seed, rank=0)
+    def __init__(self, members: Sequence[_Member], budget: Budget, every: float, progress: Progress | None) -> None:
+        self.members, self.budget, self.every, self.progress = members, budget, every, progress
+        self.task = members[0].data.task
+        self.stack = Stack([member.model for member in members])
+        for place, member in enumerate(members):
+            member.enter(self.stack, place)
+        self.epochs = len(members[0].history)
+
+    def train(self) -> None:
         self.x = torch.cat([member.data.train.x for member in self.members])
         self.y = torch.cat([member.data.train.y for member in self.members])
         self.mixer = self.members[0].method.mixer
@@ -151,20 +181,19 @@ class _Together:
         self.backward = quick_backward()
         self.validation = self._validation_inputs()
         self._resume()
-        last_saved = time.perf_counter()
-        while self.epochs < self.budget.epochs and len(self.failed) < len(self.members):
+        last_saved, saved = time.perf_counter(), self.epochs > 0
+        while self.epochs < self.budget.epochs and any(member.error is None for member in self.members):
             start = time.perf_counter()
             self._epoch(self.epochs)
             self.epochs += 1
-            self.seconds += time.perf_counter() - start
-            if self.path is not None and time.perf_counter() - last_saved >= self.every:
-                self._save(self.path)
-                last_saved = time.perf_counter()
+            for member in self.members:
+                member.seconds += (time.perf_counter() - start) / len(self.members)
+            done = self.epochs == self.budget.epochs
+            if time.perf_counter() - last_saved >= self.every or (done and saved):
+                self._save()
+                last_saved, saved = time.perf_counter(), True
             if self.progress is not None:
                 self.progress(self.epochs, self.budget.epochs)
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-        return [self._finish(member) for member in self.members]
 
     def _epoch(self, epoch: int) -> None:
         for group in self.optimizer.param_groups:
@@ -177,17 +206,18 @@ class _Together:
                 member.method.after_step()
         for member in self.members:
             member.method.after_epoch()
-        self.step_seconds.append((time.perf_counter() - start) / len(losses))
+        seconds = (time.perf_counter() - start) / len(losses) / len(self.members)
         output = self._validation_outputs()
         for member, own in zip(self.members, torch.stack(losses).unbind(1), strict=True):
-            if member.place in self.failed:
+            member.step_seconds.append(seconds)
+            if member.error is not None:
                 continue
             try:
                 row = {"epoch": epoch + 1, "train_loss": member._finite(own, epoch)}
                 found = {} if output is None else member._validated(epoch, output[member.place])
                 member.history.append({**row, **found, "lr": self.budget.rate(epoch)})
-            except TrainingError as error:
-                self.failed[member.place] = str(error)
+            except (TrainingError, ValueError) as error:  # the latter: a metric that is undefined for this run
+                member.error = error
 
     def _fetch(self, epoch: int) -> Iterator[_Step]:
         runs, size = len(self.members), len(self.members[0].data.train)
@@ -271,57 +301,42 @@ class _Together:
             found = [self.stack(x) for x in self.validation]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
-    def _finish(self, member: _Member) -> Fit | TrainingError:
-        if member.place in self.failed:
-            return TrainingError(self.failed[member.place])
-        member.seconds = self.seconds / len(self.members)
-        member.step_seconds = [seconds / len(self.members) for seconds in self.step_seconds]
-        member.model.load_state_dict(member.weights())
-        try:
-            return member._finish()
-        except TrainingError as error:
-            return error
+    def _save(self) -> None:
+        """The files of the runs that go on, each as `fit` would write it."""
+        state, names = self.optimizer.state_dict(), list(self.stack.weights)
+        for member in self.members:
+            if member.path is None or member.error is not None:
+                continue
 
-    def _save(self, path: Path) -> None:
-        state = {
-            "configuration": self._configuration(),
-            "epochs": self.epochs,
-            "failed": self.failed,
-            "histories": [member.history for member in self.members],
-            "best": [member.best for member in self.members],
-            "methods": [member.method.state_dict() for member in self.members],
-            "weights": {name: value.detach() for name, value in self.stack.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "step_seconds": self.step_seconds,
-        }
-        try:
-            files.save(path, state)
-        except OSError as error:  # a full disk: the results are worth more than the way back
-            warnings.warn(f"cannot write the checkpoint {path} ({error}); training goes on", stacklevel=2)
+            def own(name: str, value: Any, run: int = member.place) -> Any:
+                return self.stack.unstacked(name, value, run) if _by_weight(value) else value
 
-    def _configuration(self) -> list[dict[str, str]]:
-        return [member._configuration() for member in self.members]
+            of_weights = {i: {key: own(names[i], v) for key, v in found.items()} for i, found in state["state"].items()}
+            member._write(
+                member.path,
+                model=member.weights(),
+                optimizer={**state, "state": of_weights},
+                precision={},
+                methods=[member.method.state_dict()],
+            )
 
     def _resume(self) -> None:
-        if self.path is None or not self.path.exists():
+        """Give the optimiser what those of the runs had come to; the rest the runs know themselves."""
+        given = [member.optimizer_state for member in self.members if member.optimizer_state is not None]
+        if not given:
             return
-        try:
-            state = files.load(self.path)
-        except files.CheckpointError as error:
-            warnings.warn(f"{error}; training starts from the beginning", stacklevel=2)
-            return
-        if state["configuration"] != self._configuration():  # other seeds were still to run
-            return
-        with torch.no_grad():
-            for name, value in self.stack.weights.items():
-                value.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for place, member in enumerate(self.members):
-            member.method.load_state_dict(state["methods"][place])
-            member.history, member.best = state["histories"][place], state["best"][place]
-        self.epochs, self.failed = state["epochs"], state["failed"]
-        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+        names, states = list(self.stack.weights), [state["state"] for state in given]
+
+        def joined(i: int, key: str, value: Any) -> Any:
+            return self.stack.stacked(names[i], [state[i][key] for state in states]) if _by_weight(value) else value
+
+        of_weights = {i: {key: joined(i, key, v) for key, v in found.items()} for i, found in states[0].items()}
+        self.optimizer.load_state_dict({**given[0], "state": of_weights})
+
+
+def _by_weight(value: Any) -> bool:
+    """Whether what an optimiser keeps is laid out as a weight, not a count of steps."""
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _by_block(h: Tensor, count: int) -> Tensor:
@@ -420,7 +435,7 @@ def _at(place: str, recipe: Recipe, places: Sequence[str | None], count: int) ->
 def _clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """`clip_grad_norm_` for each run of the stack."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    norm = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads], dim=1).norm(dim=1)
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))

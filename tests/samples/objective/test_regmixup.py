@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import omnimix as om
-from omnimix.core.operation import Operation
+from omnimix.core.operation import Interpolate, Operation
 from omnimix.core.ratio import Constant
 from omnimix.samples.objective import RegMixup, regmixup
 
@@ -172,3 +172,15 @@ def test_alpha_zero_is_the_plain_loss_or_a_multiple_of_it(reduction, times):
     model, (x, y) = linear(), batch()
     method = RegMixup(0, eta=2.0, reduction=reduction).setup(model, om.Classification(3), generator=seeded())
     torch.testing.assert_close(method.loss(model, (x, y)), times * F.cross_entropy(model(x), y))
+
+
+def test_scalars_that_an_operation_leaves_join_the_loss_once():
+    class Costly(Interpolate):
+        def __call__(self, x, recipe, context):
+            context.extra.append(torch.tensor(2.5))
+            return super().__call__(x, recipe, context)
+
+    model, task = linear(), om.Classification(3)
+    plain, costly = (RegMixup(operation=o).setup(model, task, generator=seeded()) for o in (Interpolate(), Costly()))
+    for _ in range(2):
+        torch.testing.assert_close(costly.loss(model, batch()), plain.loss(model, batch()) + 2.5)

@@ -236,3 +236,54 @@ def test_maps_of_other_rows_are_refused():
         puzzle_mix(x, torch.arange(4), maps[:3])
     with pytest.raises(ValueError, match="network"):
         Puzzle()(x, Recipe(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]])), Context(draw()))
+
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        total = x.flatten(1).mean(dim=1, keepdim=True)
+        return torch.cat((total, -total), dim=1)
+
+
+@pytest.mark.parametrize("transport", [False, True])
+def test_adversarial_noise_is_fgsm_of_the_attacked_images(transport):
+    x, maps = images(4, (8, 8))
+    x, y, model, task = 0.5 * x + 0.25, torch.tensor([0, 1, 0, 1]), Mean(), om.Classification(2)
+    partner = torch.tensor([1, 0, 3, 2])
+    recipe = om.Recipe(torch.stack((torch.arange(4), partner), dim=1), torch.full((4, 2), 0.5))
+    options = {
+        "blocks": 4,
+        "labels": 2,
+        "beta": 0.0,
+        "transport": transport,
+        "adversarial": 1.0,
+        "radius": 0.02,
+        "scale": 0.5,
+    }
+    noisy, plain = Puzzle(maps, **options), Puzzle(maps, **{**options, "adversarial": 0.0})
+    context = Context(draw(3), y, FakeSplit(model), task)
+    mixed, done = noisy(x, recipe, context)
+    clean, same = plain(x, recipe, Context(draw(3), y))
+    torch.testing.assert_close(done.share, same.share)
+    noise = mixed - clean
+    assert 0 < noise.abs().max() <= 0.04 + 1e-6  # the radius in units of the scale
+    # to raise the loss, images of class 0 get darker, those of class 1 brighter, where they are shown
+    own = done.mask.expand_as(noise) == 1
+    guest = done.mask.expand_as(noise) == 0
+    sign = torch.tensor([-1.0, 1, -1, 1]).view(4, 1, 1, 1).expand_as(noise)
+    assert (noise * sign)[own].min() > 0
+    assert (noise * sign[partner])[guest].min() > 0
+
+
+class FakeSplit:
+    def __init__(self, model):
+        self.model = model
+
+
+def test_adversarial_noise_is_as_likely_as_asked():
+    puzzle = Puzzle(torch.ones(1, 1, 2, 2), adversarial=0.25)
+    assert puzzle.needs == ("network",)
+    hits = torch.tensor([puzzle.attacks(Context(draw(seed))) for seed in range(600)]).float()
+    torch.testing.assert_close(hits.mean(dim=0), torch.tensor([0.25, 0.25]), atol=0.05, rtol=0)
+    assert abs(float((hits[:, 0] * hits[:, 1]).mean()) - 0.0625) < 0.03
+    with pytest.raises(ValueError, match="adversarial"):
+        Puzzle(adversarial=1.5)

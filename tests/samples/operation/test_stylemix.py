@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 import omnimix as om
+from omnimix.core.channels import adain
 from omnimix.core.operation import Context
 from omnimix.core.ratio import Beta, Constant
 from omnimix.core.recipe import Recipe
-from omnimix.samples.operation import ContentStyle, StyleMix, adain
+from omnimix.samples.operation import ContentStyle, StyleMix
 
 
 def draw(seed=0):

@@ -8,6 +8,7 @@ from torch import nn
 
 import omnimix as om
 from omnimix.core.registry import info
+from omnimix.networks import create
 
 AREA = [
     "attentivemix",
@@ -16,14 +17,17 @@ AREA = [
     "fmix",
     "gridmix",
     "gridmix-local",
+    "mixpro",
     "mixup",
     "mosaic",
     "puzzle-mix",
     "resizemix",
     "saliencymix",
+    "smmix",
     "smoothmix",
+    "transmix",
 ]
-"""Methods that mix images and give labels by what is seen of each."""
+"""Methods that mix images and give labels, before the forward pass, by what is seen of each."""
 
 
 class Net(nn.Sequential):
@@ -40,7 +44,8 @@ def test_the_mean_is_the_label_share(name, size, per_sample):
     options = {"per_sample": per_sample} if takes else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Net()
+        small = {"width": 8, "depth": 1, "heads": 2}
+        model = create("vit", (2, *size), 2, **small) if info(name).network == "attention" else Net()
     method = om.create(name, **options).setup(model, om.Classification(2), generator=torch.Generator().manual_seed(1))
     y = torch.arange(9) % 2
     batch, seen = om.Batch(y.float().view(-1, 1, 1, 1).expand(9, 2, *size).contiguous(), y), 0

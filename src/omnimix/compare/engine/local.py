@@ -1,5 +1,6 @@
 """Runs units in processes of this machine (joblib, loky). What a run gives does not depend on how many run beside it:
-every process computes with one thread.
+every process computes with one thread. A single worker is a process of its own, too: one that dies takes no comparison
+with it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..jobs import Outcome, Plan, Unit, execute, killed
 from .base import STARTED, pack, register_plugins, unpack
+
+IN_PROCESS = False
+"""True: a single worker is this process itself. It need not start, and a debugger reaches it; if it dies, all ends."""
 
 
 def run(units: Sequence[Unit], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Outcome]:
@@ -24,26 +29,26 @@ def run(units: Sequence[Unit], plan: Plan, workers: int, fractions: np.ndarray) 
     failures if their process dies again.
     """
     left = dict(enumerate(units))
-    if min(workers, len(left)) <= 1:
+    if IN_PROCESS and min(workers, len(left)) <= 1:
         with _one_thread():
             for place, unit in left.items():
                 yield _work(place, unit, plan, fractions)
         return
     packed = pack(plan)
-    while len(left) > 1:
+    while left:
         yield from _until_killed(left, packed, workers, fractions)
         for place in [place for place in left if fractions[place] > 0]:
             yield _alone(place, left.pop(place), packed, fractions)
-    for place, unit in left.items():
-        yield _alone(place, unit, packed, fractions)
 
 
 def _until_killed(left: dict[int, Unit], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Outcome]:
     """Outcomes, taken from `left`, until all are there or a process dies; the other processes end with it."""
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    count = min(workers, len(left))
     try:
-        for place, outcome in _parallel(left, plan, min(workers, len(left)), fractions):
+        ran = _parallel(left, plan, count, fractions) if count > 1 else _serial(left, plan, fractions)
+        for place, outcome in ran:
             del left[place]
             yield outcome
     except TerminatedWorkerError:
@@ -65,6 +70,41 @@ def _parallel(units: dict[int, Unit], plan: Plan, workers: int, fractions: np.nd
         yield from pool(call(place, unit, plan, fractions) for place, unit in list(units.items()))
 
 
+def _serial(units: dict[int, Unit], plan: Plan, fractions: np.ndarray) -> Iterator[tuple[int, Outcome]]:
+    """In one process, which gets the plan once; joblib would take this one."""
+    with _process(plan, fractions) as pool:
+        for place, unit in list(units.items()):
+            yield pool.submit(_in_own, place, unit).result()
+
+
+@contextmanager
+def _process(plan: Plan, fractions: np.ndarray) -> Iterator[Any]:
+    """A pool of one process that holds the plan, and is killed in the end, whatever it does then."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    file = getattr(fractions, "filename", None)
+    pool = ProcessPoolExecutor(max_workers=1, initializer=_hold, initargs=(os.getpid(), plan, file, len(fractions)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _hold(parent: int, plan: Plan, file: str | None, count: int) -> None:
+    """In a process of `_process`: keep what all its units share."""
+    _end_with(parent)
+    shares = np.zeros(count) if file is None else np.memmap(file, dtype=np.float64, mode="r+", shape=(count,))
+    _held.update(plan=plan, fractions=shares)
+
+
+def _in_own(place: int, unit: Unit) -> tuple[int, Outcome]:
+    return _in_worker(place, unit, _held["plan"], _held["fractions"])
+
+
+_held: dict[str, Any] = {}
+"""What `_hold` was given."""
+
+
 def _alone(place: int, unit: Unit, plan: Plan, fractions: np.ndarray) -> Outcome:
     """The runs of a unit whose process died, one by one, each in a process of its own."""
     outcome = [found for job in unit for found in _once_more((job,), plan)]
@@ -73,14 +113,13 @@ def _alone(place: int, unit: Unit, plan: Plan, fractions: np.ndarray) -> Outcome
 
 
 def _once_more(unit: Unit, plan: Plan) -> Outcome:
-    from joblib.externals.loky import ProcessPoolExecutor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    with ProcessPoolExecutor(max_workers=1, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-        try:
-            outcome: Outcome = pool.submit(_in_worker, 0, unit, plan, np.zeros(1)).result()[1]
-        except TerminatedWorkerError as error:
-            outcome = killed(unit, plan, error)
+    try:
+        with _process(plan, np.zeros(1)) as pool:
+            outcome: Outcome = pool.submit(_in_own, 0, unit).result()[1]
+    except TerminatedWorkerError as error:
+        outcome = killed(unit, plan, error)
     return outcome
 
 

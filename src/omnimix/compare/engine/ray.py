@@ -2,7 +2,8 @@
 
 Every task computes with one thread, as the local processes do, and gives what they give. All machines need the same
 omnimix and PyTorch (checked), and data that are read from files at the same paths. A checkpoint lies on the machine
-that wrote it unless the folder is shared: a run that is tried again elsewhere starts afresh, with the same result.
+that wrote it unless the folder is shared: a run that is tried again elsewhere starts afresh, with the same result, and
+the file stays there.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import rules
 from ..result import Result, show_interval, show_p
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def page(result: Result, shown: Sequence[Shown] = ()) -> str:
     from . import style
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(interval=show_interval, p=show_p, breaks=_breaks)
+    environment.filters.update(interval=show_interval, p=show_p, breaks=_breaks, parameters=rules.write_parameters)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     colour = style.colours(result)
     return template.render(
@@ -53,6 +54,8 @@ def page(result: Result, shown: Sequence[Shown] = ()) -> str:
         variables=style.variables(),
         duration=duration,
         about=_about(result),
+        draws=rules.draws(result),
+        reference=rules.REFERENCE,
     )
 
 
@@ -77,7 +80,7 @@ def _plots(result: Result) -> list[dict[str, Any]]:
         return []
     from . import plots
 
-    rows = plots.height_for(len(result.ranking))
+    rows = plots.height_for(list(result.by_method))
     listed: list[tuple[str, Any, float, str]] = [
         ("ranking", plots.ranking, rows, f"Methods by mean test {result.primary}, with interval and every seed"),
         ("differences", plots.differences, rows, f"Differences to {result.baseline} by seed, with interval"),
@@ -127,7 +130,17 @@ def _mixing(result: Result, number: int, shown: Shown) -> dict[str, Any]:
         ):
             if draw is not None:
                 pictures.append(_drawn(f"{name}{number}", f"{text} {shown.method}", draw, 3.9))
-    return {"method": shown.method, "said": samples.sentence(shown), "pictures": pictures}
+    said = samples.sentence(shown)
+    hidden = any(step.recipe is not None and step.recipe.place != "input" for step in shown.steps)
+    if pictures and hidden and shown.steps[0].batch.x.ndim > 2:
+        said += " The samples shown are those that were mixed at the input."
+    return {
+        "method": shown.method,
+        "said": said,
+        "pictures": pictures,
+        "seed": shown.seed,
+        "without": shown.without,
+    }
 
 
 def _about(result: Result) -> list[tuple[str, str]]:
@@ -136,7 +149,9 @@ def _about(result: Result) -> list[tuple[str, str]]:
     versions = result.runs[-1].versions if result.runs else {}
     return [
         ("Data", f"{data['name']}: {data['rows']} rows, inputs {data['inputs']}, {data['task']}"),
-        ("Split", f"{data['split'][0]} training, {data['split'][1]} validation, {data['split'][2]} test rows, by seed"),
+        *_split(data),
+        ("Selection", rules.said(result)),
+        *([("Label noise", _noise(result.settings.label_noise))] if result.settings.label_noise else []),
         ("Protocol", f"{protocol['name']} ({protocol['source']})"),
         ("Network", protocol["network"]),
         ("Budget", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in _spent(budget).items())),
@@ -145,14 +160,33 @@ def _about(result: Result) -> list[tuple[str, str]]:
     ]
 
 
+def _split(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the parts; a line for each domain that is held out."""
+
+    def said(sizes: Sequence[int]) -> str:
+        return f"{sizes[0]} training, {sizes[1]} validation, {sizes[2]} test rows"
+
+    folds: dict[str, Sequence[int]] = data.get("folds", {})
+    return [(f"Without {name}", said(sizes)) for name, sizes in folds.items()] or [
+        ("Split", f"{said(data['split'])}, by seed")
+    ]
+
+
+def _noise(share: float) -> str:
+    return f"{share:.0%} of the training and of the validation labels are random; test labels are clean"
+
+
 def _spent(budget: dict[str, Any]) -> dict[str, Any]:
     """A budget without what says nothing."""
     silent = {"momentum": budget["optimizer"] != "sgd", "milestones": not budget["milestones"]}
+    silent |= {"select": True, "metric": True}  # the line of the selection says it
     return {name: value for name, value in budget.items() if value is not None and not silent.get(name)}
 
 
 def duration(seconds: float) -> str:
-    """8.3 s, 2 min 10 s, 3 h 05 min."""
+    """< 0.1 s, 8.3 s, 2 min 10 s, 3 h 05 min."""
+    if seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ def differences(result: Result, axes: Axes) -> None:
     axes.margins(x=0.25)
     better = "above" if result.primary in HIGHER_IS_BETTER else "below"
     axes.set(
-        xlabel=f"{result.primary} minus that of {plain(result.baseline)} ({better} 0 is better)",
+        xlabel=f"{result.primary} minus that of the baseline ({better} 0 is better)",
         title=f"Paired difference to {plain(result.baseline)}",
     )
 
@@ -68,6 +68,7 @@ def differences(result: Result, axes: Axes) -> None:
 def _names(axes: Axes, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # beside long names there is no room for more
     axes.grid(False, axis="y")
 
 
@@ -132,9 +133,10 @@ def cost(result: Result, axes: Axes) -> None:
     )
 
 
-def height_for(rows: int) -> float:
-    """The height of a picture with a line a method."""
-    return 1.3 + 0.5 * max(2, rows)
+def height_for(names: Sequence[str]) -> float:
+    """The height of a picture with a line a method, whose name may take several."""
+    lines = max((short(name).count("\n") + 1 for name in names), default=1)
+    return 1.3 + max(0.5, 0.17 * lines + 0.1) * max(2, len(names))
 
 
 def picture(result: Result, path: Path) -> None:
@@ -147,4 +149,4 @@ def picture(result: Result, path: Path) -> None:
         ranking(result, left)
         differences(result, right)
 
-    png(path, draw, 11, height_for(len(result.ranking)) + 0.4)
+    png(path, draw, 11, height_for(list(result.by_method)) + 0.4)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..result import Result
 
@@ -92,13 +94,66 @@ def variables() -> dict[str, list[tuple[str, str]]]:
 
 
 def short(name: str, width: int = 22) -> str:
-    """A method's name on several lines, broken before its parameters."""
+    """A method's name on several lines, broken before its parameters, or anywhere if need be."""
+    return plain(wrap(name, width))
+
+
+def wrap(text: str, width: int) -> str:
+    """Text on lines of at most `width` characters, broken at blanks and before : + @, or anywhere if need be."""
     lines = [""]
-    for part in re.split(r"(?=[:+])", name):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
+    for part in re.split(r"(?<= )|(?=[:+@])", text):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    return plain("\n".join(lines))
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def fit_texts(figure: Figure) -> None:
+    """Wrap titles and labels of axes that would be cut off at the edges of the figure, or run into their neighbours."""
+    given = {text: text.get_text().replace(r"\$", "$").split("\n") for text, _ in _texts(figure)}
+    for _ in range(2):  # what is wrapped moves the axes
+        figure.draw_without_rendering()
+        long = [(text, part) for text, axes in _texts(figure) if (part := _fitting(text, axes, figure)) < 1]
+        if not long:
+            return
+        for text, part in long:
+            longest = max(map(len, text.get_text().split("\n")))
+            width = max(8, int(0.95 * longest * part))  # letters differ in width
+            text.set_text(plain("\n".join(wrap(line, width) for line in given[text])))
+
+
+def _fitting(text: Text, axes: Axes | None, figure: Figure) -> float:
+    """The share of the length of a text for which there is room; 1 or more where it fits."""
+    box, upright = text.get_window_extent(), text.get_rotation() == 90
+    first, last = (box.y0, box.y1) if upright else (box.x0, box.x1)
+    low, high = _between(axes, figure, "y" if upright else "x")
+    middle = (first + last) / 2
+    at_left = not upright and text.get_horizontalalignment() == "left"
+    room = high - first if at_left else 2 * min(middle - low, high - middle)
+    return float((room + 0.5) / max(last - first, 1e-9))
+
+
+def _texts(figure: Figure) -> list[tuple[Text, Axes | None]]:
+    """The titles and the labels of the axes that are not empty, and the title of the figure."""
+    found: list[tuple[Text, Axes | None]] = [(text, None) for text in figure.texts]
+    for axes in figure.axes:
+        own = [child for child in axes.get_children() if type(child) is Text and child not in axes.texts]
+        found += [(text, axes) for text in (*own, axes.xaxis.label, axes.yaxis.label)]
+    return [(text, axes) for text, axes in found if text.get_text()]
+
+
+def _between(axes: Axes | None, figure: Figure, way: str) -> tuple[float, float]:
+    """From where to where along x or y the texts of axes may go: between their neighbours."""
+    end = figure.bbox.width if way == "x" else figure.bbox.height
+    if axes is None:
+        return 0.0, end
+    spans = [(getattr(other.bbox, f"{way}0"), getattr(other.bbox, f"{way}1")) for other in figure.axes]
+    first, last = getattr(axes.bbox, f"{way}0"), getattr(axes.bbox, f"{way}1")
+    return max((high for _, high in spans if high <= first), default=0.0), min(
+        (low for low, _ in spans if low >= last), default=end
+    )
 
 
 def plain(text: str) -> str:
@@ -111,6 +166,7 @@ def svg(name: str, draw: Draw, height: float = 3.6, width: float = 5.0) -> str:
     with rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         draw(figure)
+        fit_texts(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     drawn = text.getvalue()
@@ -129,6 +185,7 @@ def png(path: Path, draw: Draw, width: float, height: float, dpi: int = 120) -> 
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         draw(figure)
+        fit_texts(figure)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=dpi)
     replace(path, content.getvalue())

@@ -1,23 +1,34 @@
 """Training on several domains that generalises to another."""
 
 from .base import ByDomain
+from .bss import BSS, exchange_amplitudes, view_contrast
 from .fish import IDGM, Fish, gradient_products
 from .group_dro import GroupDRO
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
+from .sam import SAM
+from .tss import TSS
 from .vrex import VREx
+from .xded import XDED, ensemble_distillation
 
 __all__ = [
+    "BSS",
     "CORAL",
     "IDGM",
     "IRM",
     "MMD",
+    "SAM",
+    "TSS",
+    "XDED",
     "ByDomain",
     "Fish",
     "GroupDRO",
     "VREx",
     "coral_distance",
+    "ensemble_distillation",
+    "exchange_amplitudes",
     "gradient_products",
     "irm_penalty",
     "mmd_distance",
+    "view_contrast",
 ]

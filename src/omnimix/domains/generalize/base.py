@@ -19,7 +19,7 @@ class ByDomain(Method):
     mode the loss is the plain one.
     """
 
-    needs = ("domain",)
+    needs: tuple[str, ...] = ("domain",)
     domains: Tensor
 
     def on_setup(self, given: Setup) -> None:

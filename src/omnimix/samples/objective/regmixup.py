@@ -9,6 +9,8 @@ rows; reduction="sum" is the paper's sum, twice that at eta = 1, which with weig
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -59,8 +61,13 @@ def regmixup(
         torch.cat((own, done.share)),
         torch.cat((own, done.label_share)),
         mask=mask,
+        moved=None if done.moved is None else partial(_moved_below, moved=done.moved, count=len(own)),
     )
     return Mixed(_below(x, mixed.x), y, recipe)
+
+
+def _moved_below(y: Tensor, moved: Callable[[Tensor], tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+    return tuple(torch.cat((y[:count], part)) for part in moved(y))
 
 
 @register(
@@ -100,7 +107,10 @@ class RegMixup(Mix):
         if mixed.recipe.loss_weight is not None:
             losses = losses * mixed.recipe.loss_weight
         total = clean + self.eta * losses.mean()
-        return total / (1 + self.eta) if self.reduction == "mean2n" else total
+        total = total / (1 + self.eta) if self.reduction == "mean2n" else total
+        while self._extra:
+            total = total + self._extra.pop()
+        return total
 
 
 def _below(first: Tree, second: Tree) -> Tree:

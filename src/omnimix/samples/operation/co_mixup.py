@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.batch import Batch
-from ...core.checks import at_least, in_unit, non_negative, positive
+from ...core.checks import at_least, in_unit, non_negative, one_of, positive
 from ...core.method import Mix
 from ...core.operation import Context, Operation, Saliency, spatial_size
 from ...core.pairing import Pairing
@@ -31,11 +31,13 @@ from ...core.tree import Tree
 from ..saliency import InputGradient, as_saliency, at_size, normalised
 from .saliencymix import peaks
 from .solver.blocks import block_grid, cut_up, pooled, put_together, spread
-from .solver.joint import joint_masks
+from .solver.joint import Threshold, joint_masks
 
 
 class Groups(Pairing):
     """Consecutive rows, `size` at a time: everybody may be mixed with all of the group; the last may be smaller."""
+
+    selects = False
 
     def __init__(self, size: int = 20) -> None:
         self.k = at_least("size", size, 2)
@@ -70,8 +72,8 @@ class JointBlocks(Operation):
     """Mix each group of K consecutive rows jointly; K is that of the recipe, whose shares are the wishes for inputs.
 
     saliency: how to find it, or the maps of all rows; None is `InputGradient(keep=1)`. blocks: along each side; where
-    it does not divide a side, the nearest divisor. beta, gamma, tau, sweeps: see `joint_masks`. eta: weight of the
-    wishes. omega: in [0, 1], weight of the distance of salient places in the compatibility of inputs. x: (R, C,
+    it does not divide a side, the nearest divisor. beta, gamma, tau, sweeps, threshold: see `joint_masks`. eta: weight
+    of the wishes. omega: in [0, 1], weight of the distance of salient places in the compatibility of inputs. x: (R, C,
     *spatial) with 1 to 3 spatial axes; partners are those of `Groups`. ValueError otherwise.
     """
 
@@ -86,7 +88,10 @@ class JointBlocks(Operation):
         tau: float = 0.83,
         omega: float = 0.001,
         sweeps: int = 4,
+        threshold: Threshold = "hard",
     ) -> None:
+        one_of("threshold", threshold, ("hard", "soft"))
+        self.threshold: Threshold = threshold
         self.saliency = InputGradient(keep=1.0) if saliency is None else as_saliency(saliency)
         self.needs = self.saliency.needs
         self.blocks, self.sweeps = at_least("blocks", blocks, 1), at_least("sweeps", sweeps, 1)
@@ -138,6 +143,7 @@ class JointBlocks(Operation):
             beta=self.beta,
             gamma=self.gamma,
             tau=self.tau,
+            threshold=self.threshold,
             sweeps=self.sweeps,
             start=start,
         )
@@ -182,7 +188,7 @@ def co_mixup(
 class CoMixup(Mix):
     """Mix groups of images jointly, so that each output is salient and the outputs differ.
 
-    alpha, group: see `co_mixup`; from blocks to sweeps: see `JointBlocks`. clean: weight of the loss of the unmixed
+    alpha, group: see `co_mixup`; from blocks to threshold: see `JointBlocks`. clean: weight of the loss of the unmixed
     batch, whose gradient comes with the saliency at no cost; 0: none, and the saliency is taken in evaluation mode. The
     reference code's loss on CIFAR is BCE of the softmax; here the task's.
     """
@@ -201,6 +207,7 @@ class CoMixup(Mix):
         tau: float = 0.83,
         omega: float = 0.001,
         sweeps: int = 4,
+        threshold: Threshold = "hard",
     ) -> None:
         operation = JointBlocks(
             InputGradient(keep=clean) if saliency is None else saliency,
@@ -211,5 +218,6 @@ class CoMixup(Mix):
             tau=tau,
             omega=omega,
             sweeps=sweeps,
+            threshold=threshold,
         )
         super().__init__(Groups(group), GroupDirichlet(alpha), operation)

@@ -10,7 +10,6 @@ variance is the unbiased one plus 1e-6, as in the reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.batch import Batch
+from ...core.channels import channel_stats
 from ...core.checks import one_of
 from ...core.method import Mix, Setup
 from ...core.operation import Context, Operation, spatial_size
@@ -28,6 +28,7 @@ from ...core.recipe import Recipe, rowwise
 from ...core.registry import register
 from ...core.search import Log, Uniform
 from ...core.split import Split
+from ...core.taps import Taps
 from ...core.tree import Tree
 
 
@@ -52,12 +53,9 @@ class Statistics(Operation):
     labels_follow = False
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
-        size, partner = spatial_size(x, recipe), recipe.partner[:, 1].to(x.device)
-        if x[0, 0].numel() == 1:
-            raise ValueError(f"MixStyle mixes statistics over places, got maps of one cell {size}: choose earlier taps")
-        h, axes = x.float(), tuple(range(2, x.ndim))
-        var, mean = torch.var_mean(h.detach(), dim=axes, keepdim=True)
-        deviation = (var + 1e-6).sqrt()
+        spatial_size(x, recipe)
+        h, partner = x.float(), recipe.partner[:, 1].to(x.device)
+        mean, deviation = channel_stats(h.detach())
         count, lam = len(partner), rowwise(recipe.lam.to(x.device), x)
         new_mean = torch.lerp(mean[partner], mean[:count], lam)
         new_deviation = torch.lerp(deviation[partner], deviation[:count], lam)
@@ -96,22 +94,15 @@ class MixStyle(Mix):
         self.taps = taps
 
     def resolve_places(self, given: Setup) -> tuple[str, ...]:
-        if self.taps is None:
-            self.places = (given.split or Split(given.model)).taps[:2]
-        self._splits = [Split(given.model) for _ in self.places]  # one holds one tap at a time
-        for place, split in zip(self.places, self._splits, strict=True):
-            split._check("tap", place)
-        self.split = self._splits[0]
-        return self.places
+        self.split = given.split or Split(given.model)
+        self._taps = Taps(given.model, self.taps, self.split)
+        return self._taps.names
 
     def loss(self, model: nn.Module, batch: Any, **streams: Any) -> Tensor:
         self._given()
         batch = Batch.of(batch).alone
-        with ExitStack() as stack:
-            for place, split in zip(self.places, self._splits, strict=True):
-                recipe = self.recipe(batch) if model.training else None
-                if recipe is not None:
-                    stack.enter_context(split.rewrite(place, partial(self._restyle, recipe)))
+        recipes = {place: self.recipe(batch) for place in self.places} if model.training else {}
+        with self._taps.rewrite({p: partial(self._restyle, r) for p, r in recipes.items() if r is not None}):
             output = model(batch.x)
         return self.task.mean_loss(output, batch.y)
 

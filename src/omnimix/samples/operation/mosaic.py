@@ -11,6 +11,8 @@ and the boxes of detection.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -73,11 +75,16 @@ class FourTiles(Operation):
         tile = 2 * (~tall).long().unsqueeze(2) + (~wide).long().unsqueeze(1)
         tile = tile.expand(len(partner), height, width)
         image = partner.gather(1, tile.flatten(1)).view_as(tile)
-        mixed = x[image, :, row.unsqueeze(2), column.unsqueeze(1)].movedim(-1, 1)
+        moved = partial(tiled, image=image, row=row.unsqueeze(2), column=column.unsqueeze(1))
         h, w = tall.float().mean(dim=1), wide.float().mean(dim=1)
         applied = torch.stack((h * w, h * (1 - w), (1 - h) * w, (1 - h) * (1 - w)), dim=1).expand(len(partner), 4)
         mask = (tall.unsqueeze(2) & wide.unsqueeze(1)).float().unsqueeze(1)
-        return mixed.contiguous(memory_format=_format(x)), recipe.with_share(applied, mask)
+        return moved(x)[0].contiguous(memory_format=_format(x)), recipe.with_share(applied, mask, moved)
+
+
+def tiled(x: Tensor, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor]:
+    """Of x (R, C, H, W), in every place of (B, H, W) the cell `row`, `column` of `image`, as (B, C, H, W)."""
+    return (x[image, :, row, column].movedim(-1, 1),)
 
 
 def _split(share: Tensor, side: int, source: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,22 +15,24 @@ in z; unlike it, the mask is a global minimum for every L.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.checks import at_least, non_negative
+from ...core.checks import at_least, in_unit, non_negative, positive
 from ...core.method import Mix
 from ...core.operation import Context, Operation, Saliency, blend, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.preset import mix_once
-from ...core.random import integers
+from ...core.random import integers, uniform
 from ...core.ratio import Beta, complete
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.search import Log, Uniform
+from ...core.split import evaluating
 from ...core.tree import Tree
 from ..saliency import InputGradient, as_saliency, at_size, normalised
 from .solver.blocks import block_grid, cut_up, in_blocks, nearest_divisor, pooled, put_together, spread
@@ -107,7 +109,9 @@ class Puzzle(Operation):
     drawn share. near: side of the cubes of pixels that are averaged before borders are compared. scale: what inputs
     were divided by (the std of the normalisation), one number or one for each channel, so that borders are compared in
     pixels of [0, 1]. transport: whether blocks move; eps: the price of it; piece: the side, in pixels, of what moves,
-    None for whole blocks. x: (R, C, *spatial) with 1 to 3 spatial axes; ValueError otherwise.
+    None for whole blocks. adversarial: in [0, 1], how likely the samples, and on their own the partners, are shown with
+    FGSM noise (the paper: .1 on CIFAR), for which it needs the network; radius: of that noise, in pixels of [0, 1]. x:
+    (R, C, *spatial) with 1 to 3 spatial axes; ValueError otherwise.
     """
 
     def __init__(
@@ -124,9 +128,12 @@ class Puzzle(Operation):
         transport: bool = True,
         eps: float = 0.8,
         piece: int | None = None,
+        adversarial: float = 0.0,
+        radius: float = 10 / 255,
     ) -> None:
         self.saliency = InputGradient() if saliency is None else as_saliency(saliency)
-        self.needs = self.saliency.needs
+        self.adversarial, self.radius = in_unit("adversarial", adversarial), positive("radius", radius)
+        self.needs = ("network",) if adversarial else self.saliency.needs
         self.blocks = [at_least("blocks", n, 1) for n in ([blocks] if isinstance(blocks, int) else blocks)]
         if not self.blocks:
             raise ValueError("blocks must be a number of blocks along each side or several of them, got none")
@@ -147,8 +154,36 @@ class Puzzle(Operation):
             shown = spread(z, size).unsqueeze(1)
             kept = z.flatten(1).mean(dim=1)
             share = complete(torch.stack((kept, 1.0 - kept), dim=1))
-        mixed = self.moved(x, maps, partner, z) if self.transport else blend(x, partner, shown.to(x.dtype))
-        return mixed, recipe.with_share(share, shown)
+        attacked = self.attacks(context)
+        noise = self.noise(x, context) if any(attacked) else None
+        if not self.transport and noise is None:
+            return blend(x, partner, shown.to(x.dtype)), recipe.with_share(share, shown)
+        moved = self.plan(maps, partner, z) if self.transport else partial(_unmoved, partner=partner)
+        pair = [moved(x + noise if noise is not None and hit else x)[i] for i, hit in enumerate(attacked)]
+        mixed = torch.lerp(pair[1], pair[0], shown.to(x.dtype))
+        return mixed, recipe.with_share(share, shown, moved if self.transport else None)
+
+    def attacks(self, context: Context) -> list[bool]:
+        """Whether the samples, and whether their partners, are shown with noise."""
+        if not self.adversarial:
+            return [False, False]
+        return [bool(coin < self.adversarial) for coin in uniform(2, generator=context.generator)]
+
+    def noise(self, x: Tensor, context: Context) -> Tensor:
+        """FGSM noise from a random start: steps of 1.2 radius, cut off at the radius, times a uniform number.
+
+        The batch's least and greatest values of each channel count as black and white, beyond which it does not start.
+        """
+        network, task, y = context.trained("adversarial Puzzle Mix")
+        source, axes = context.generator, [0, *range(2, x.ndim)]
+        radius = (self.radius / self.scale.to(x)).view(-1, *(1 for _ in x.shape[2:]))
+        start = radius * (2.0 * uniform(*x.shape, generator=source).to(x) - 1.0)
+        start = (x + start).clamp(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) - x
+        with evaluating(network.model), torch.enable_grad():
+            inputs = (x + start).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(task.losses(network.model(inputs), y).sum(), inputs)
+        noise = torch.minimum((start + 1.2 * radius * gradient.sign()).maximum(-radius), radius)
+        return noise * uniform(1, generator=source).to(x)
 
     def mask(self, x: Tensor, saliency: Tensor, partner: Tensor, lam: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, *grid) the best z, for block saliencies (R, *grid)."""
@@ -165,9 +200,9 @@ class Puzzle(Operation):
         )
         return convex_labels(*terms) / (self.labels - 1)
 
-    def moved(self, x: Tensor, maps: Tensor, partner: Tensor, z: Tensor) -> Tensor:
-        """The mixed inputs, with the blocks of both images moved to suit z."""
-        size, rows = x.shape[2:], len(partner)
+    def plan(self, maps: Tensor, partner: Tensor, z: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`transported`, with the blocks of both images moved to suit z."""
+        size, rows = maps.shape[2:], len(partner)
         grid = tuple(z.shape[1:])
         if self.piece is not None:
             grid = tuple(side // nearest_divisor(side // n, self.piece) for side, n in zip(size, grid, strict=True))
@@ -175,13 +210,26 @@ class Puzzle(Operation):
         plans = block_transport(
             torch.cat((z, 1.0 - z)), torch.cat((saliency[:rows], saliency[partner])), self.eps
         ).flatten(1)
-        parts = cut_up(x, grid)
-        cells = parts.shape[1]
-        own, guest = (
-            parts.flatten(0, 1)[row.unsqueeze(1) * cells + plan]
-            for row, plan in zip((torch.arange(rows, device=x.device), partner), plans.chunk(2), strict=True)
-        )
-        return put_together(torch.lerp(guest, own, z.flatten(1).unsqueeze(2).to(x.dtype)), grid, x)
+        return partial(transported, partner=partner, plans=plans, grid=grid)
+
+
+def _unmoved(x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    return x[: len(partner)], x[partner]
+
+
+def transported(x: Tensor, partner: Tensor, plans: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The samples and the partners of x (R, C, *spatial) with the blocks of `grid` taken from where `plans` say.
+
+    plans: (2 B, blocks), for the samples and then for the partners.
+    """
+    parts = cut_up(x, grid)
+    cells = parts.shape[1]
+    rows = torch.arange(len(partner), device=x.device), partner
+    own, guest = (
+        put_together(parts.flatten(0, 1)[row.unsqueeze(1) * cells + plan], grid, x)
+        for row, plan in zip(rows, plans.chunk(2), strict=True)
+    )
+    return own, guest
 
 
 def puzzle_mix(
@@ -217,7 +265,7 @@ def puzzle_mix(
 class PuzzleMix(Mix):
     """Join the salient blocks of two images, moved to fit a smooth mask.
 
-    alpha, per_sample: see `puzzle_mix`; from blocks to piece: see `Puzzle`. clean: weight of the loss of the unmixed
+    alpha, per_sample: see `puzzle_mix`; from blocks to radius: see `Puzzle`. clean: weight of the loss of the unmixed
     batch, whose gradient comes with the saliency at no cost (the paper: 1 on Tiny-ImageNet); the pass for the saliency
     is then one of training. probability: the share of steps that mix. The reference code's loss on CIFAR is BCE of the
     softmax; here the task's.
@@ -240,6 +288,8 @@ class PuzzleMix(Mix):
         transport: bool = True,
         eps: float = 0.8,
         piece: int | None = None,
+        adversarial: float = 0.0,
+        radius: float = 10 / 255,
         probability: float = 1.0,
     ) -> None:
         operation = Puzzle(
@@ -254,5 +304,7 @@ class PuzzleMix(Mix):
             transport=transport,
             eps=eps,
             piece=piece,
+            adversarial=adversarial,
+            radius=radius,
         )
         super().__init__(RandomPairing(), Beta(alpha, per_sample=per_sample), operation, probability=probability)

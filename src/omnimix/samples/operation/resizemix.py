@@ -11,6 +11,7 @@ reference, which also trains on two RandAugmented copies of the mixed batch: com
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,10 +46,17 @@ class PasteResized(Operation):
         high = torch.minimum((centre - extent // 2).clamp(min=0) + extent, side)
         low = high - extent
         mask = outside(low, high, size)
-        mixed = stretch(x, partner, (torch.zeros_like(low), side.expand_as(low)), (low, high))
-        mixed.lerp_(x[: len(partner)], mask.to(x.dtype))
+        moved = partial(own_and_resized, rows=partner, target=(low, high))
+        mixed = moved(x)[1].lerp_(x[: len(partner)], mask.to(x.dtype))
         kept = 1.0 - extent.prod(dim=1) / math.prod(size)
-        return mixed, recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask)
+        return mixed, recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask, moved)
+
+
+def own_and_resized(x: Tensor, rows: Tensor, target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The samples of x (R, C, *spatial), and x[rows] resized whole into the boxes `target`."""
+    low = torch.zeros_like(target[0])
+    high = low + torch.tensor(x.shape[2:], device=x.device)
+    return x[: len(rows)], stretch(x, rows, (low, high), target)
 
 
 def resizemix(

@@ -4,9 +4,9 @@
     loss = (1 - sum_B P_i) loss(y_i) + (sum_B' P_pi(i)) loss(y_pi(i));  lam, lam' ~ Beta(alpha, alpha) for B and B'
 
 Source: Huang, Wang, Tao, "SnapMix: Semantically Proportional Mixing for Augmenting Fine-grained Data", AAAI 2021, arXiv
-2012.04846. Cost: 1 and a forward pass. The weights need not sum to 1. The reference code takes the maps in training
-mode, so that running statistics move; and for two samples of one class it adds each weight to the other, so that their
-loss counts twice: `reference=True`.
+2012.04846. Cost: 1 and a forward pass. The weights need not sum to 1. Of two samples of one class the reference code
+adds each weight to the other, so that their loss counts twice; `reference=True` does so, too. It takes the maps in
+training mode, so that running statistics move, which they never do here.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class SemanticBox(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, count = spatial_size(x, recipe), len(recipe.partner)
+        if context.y is not None and context.y.ndim > 2:
+            raise ValueError(
+                f"SnapMix weighs the labels of whole images by saliency; y {tuple(context.y.shape)} are label maps: "
+                "use resizemix, which moves them with the pixels, or cutmix"
+            )
         partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
         lam = lam if self.per_sample else lam[:1]
         other = self.ratio(len(lam), 2, context.generator)[:, 0].to(x.device)

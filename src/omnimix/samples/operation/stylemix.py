@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.channels import adain
 from ...core.checks import at_least, in_unit
 from ...core.method import Mix
 from ...core.operation import Context, Operation, spatial_size
@@ -30,13 +31,6 @@ from ...core.registry import register
 from ...core.search import Log, Uniform
 from ...core.split import evaluating
 from ...core.tree import Tree
-
-
-def adain(content: Tensor, style: Tensor) -> Tensor:
-    """The maps `content` (B, C, *spatial) with the channel means and deviations of `style`."""
-    axes = tuple(range(2, content.ndim))
-    (var, mean), (new_var, new_mean) = (torch.var_mean(h, dim=axes, keepdim=True) for h in (content, style))
-    return (content - mean) * ((new_var + 1e-5) / (var + 1e-5)).sqrt() + new_mean
 
 
 class ContentStyle(Operation):

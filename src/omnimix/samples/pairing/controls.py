@@ -4,7 +4,8 @@
     resampling only:       loss = mean_i loss(f(x_ik), y_ik), k uniform in 1..K (as many samples as a plain step)
     resampled first:       the first sample of every pair comes from a uniform class, domain, or cell of both
 
-A gain that the controls share is one of resampling, not of mixing. Cost: K, 1, and that of the method resampled.
+A gain that the controls share is one of resampling, not of mixing. Cost: K where partners come from outside the batch
+(else 1), 1, and that of the method resampled.
 Source: Teney, Wang, Abbasnejad, "Selective Mixup Helps with Distribution Shifts, But Not (Only) because of Mixup", ICML
 2024, arXiv 2305.16817.
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.checks import in_unit, one_of
 from ...core.method import Method, Mix, Setup
-from ...core.pairing import InTable, Pairing, RandomPairing
+from ...core.pairing import InTable, Pairing
 from ...core.random import integers, uniform
 from ...core.registry import create, register
 from ...core.tree import tree_map
@@ -36,6 +37,8 @@ COLUMNS: dict[By, tuple[str, ...]] = {"class": ("label",), "domain": ("domain",)
 
 class _Paired(Method):
     """What the controls share: the pairing, and the share of steps in which the method would mix."""
+
+    cost = 1.0
 
     def __init__(self, pairing: Pairing, probability: float = 1.0) -> None:
         self.pairing, self.probability = pairing, in_unit("probability", probability)
@@ -52,11 +55,6 @@ class _Paired(Method):
         batch = Batch.of(batch)
         return self.paired_loss(model, batch) if model.training else self.plain_loss(model, batch.alone)
 
-    @property
-    def cost(self) -> float:
-        """Gradient evaluations of a step relative to plain training."""
-        return 1.0
-
     @abstractmethod
     def paired_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of a batch with its guests."""
@@ -72,9 +70,10 @@ class _Paired(Method):
 class PairsWithoutMixing(_Paired):
     """The pairs of any pairing, both samples trained on as they are, in one forward pass with weight 1/K each."""
 
-    @property
-    def cost(self) -> float:
-        return float(self.pairing.k)
+    def __init__(self, pairing: Pairing, probability: float = 1.0) -> None:
+        super().__init__(pairing, probability)
+        if type(pairing).rows is not Pairing.rows:  # guests come on top of the batch
+            self.cost = float(pairing.k)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return index, self.pairing.rows(index, self.generator)
@@ -108,8 +107,7 @@ class ResamplingOnly(_Paired):
 
 def selects(method: Method) -> bool:
     """Whether a method chooses partners by more than chance, so that there is something to control for."""
-    declared = hasattr(method, "controls")
-    return declared or (isinstance(method, Mix) and not isinstance(method.pairing, RandomPairing))
+    return hasattr(method, "controls") or (isinstance(method, Mix) and method.pairing.selects)
 
 
 def controls(method: Method) -> dict[str, Method]:
@@ -143,6 +141,7 @@ class Resampled(Method):
     def __init__(self, by: By = "class", method: Method | None = None) -> None:
         self.by = one_of("by", by, tuple(COLUMNS))
         self.method = Method() if method is None else method
+        self.cost, self.samples_ahead = self.method.cost, self.method.samples_ahead
         self.needs = tuple(dict.fromkeys((*COLUMNS[by], *self.method.needs)))
         self._asked = False
 

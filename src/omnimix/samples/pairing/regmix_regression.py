@@ -30,7 +30,7 @@ from ...core.method import Mix, Setup
 from ...core.ratio import Beta
 from ...core.registry import register
 from ...core.search import Log
-from .inner_training import InnerTraining
+from .inner_training import BATCH, InnerTraining
 from .neighbours import Neighbours
 from .policy import sample_rows
 
@@ -73,6 +73,9 @@ class RegMix(Mix):
         self.alpha, self.lr = positive("alpha", alpha), positive("lr", lr)
         self.decide = one_of("decide", decide, ("argmax", "sample"))
         self.needs = ("label", "feature") if isinstance(k, str) else ("feature",)
+        if isinstance(k, str):
+            plain = -(-iterations // 10) if k == "learned" else 0
+            self.samples_ahead = (2 * iterations + plain) * inner_steps * BATCH
         self.neighbours = Neighbours(k if isinstance(k, int) else 0)
         super().__init__(self.neighbours, Beta(alpha, per_sample=True))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omnimix.samples.operation.solver.joint import joint_masks, joint_objective, push_apart
+from omnimix.samples.operation.solver.joint import above, joint_masks, joint_objective, push_apart
 
 
 def draw(seed=0):
@@ -127,3 +127,14 @@ def test_a_bias_keeps_inputs_out():
     bias = 1e4 * (1 - torch.eye(5)).expand(4, 5, 5)
     masks = joint_masks(cost, compat, bias, start=start)
     assert torch.equal(masks, torch.eye(5).view(1, 5, 5, 1, 1).expand_as(masks))
+
+
+def test_the_soft_threshold_counts_the_excess():
+    use = torch.tensor([0.5, 1.0, 3.0])
+    assert above(use, 1.0, "hard").tolist() == [0, 0, 3]
+    assert above(use, 1.0, "soft").tolist() == [0, 0, 2]
+    mask = torch.zeros(1, 2, 2, 2, 2)
+    mask[0, :, 0] = 1.0  # both outputs show input 0 in all of 4 blocks
+    cost, compat = torch.zeros(1, 2, 2, 2), torch.eye(2).unsqueeze(0)
+    energies = [float(joint_objective(mask, cost, compat, tau=0.5, threshold=how)) for how in ("hard", "soft")]
+    assert energies == [8.0, 4.0]  # 2 outputs, 4 blocks / 4, times 4 or what it is above 2

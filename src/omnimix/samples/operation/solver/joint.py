@@ -11,6 +11,8 @@ operations for all groups at once, and lower energies.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,23 @@ SOFT_GAIN = 5e-4
 """What a block gains by showing two halves, beside the smoothness; of the reference code."""
 
 
+Threshold = Literal["hard", "soft"]
+
+
+def above(use: Tensor, limit: float, threshold: Threshold) -> Tensor:
+    """What counts of `use`, where it is above `limit`: "hard" all of it, "soft" the excess; 0 elsewhere."""
+    return F.threshold(use, limit, 0.0) if threshold == "hard" else (use - limit).clamp(min=0)
+
+
 def joint_objective(
-    mask: Tensor, cost: Tensor, compat: Tensor, *, beta: float = 0.32, gamma: float = 1.0, tau: float = 0.83
+    mask: Tensor,
+    cost: Tensor,
+    compat: Tensor,
+    *,
+    beta: float = 0.32,
+    gamma: float = 1.0,
+    tau: float = 0.83,
+    threshold: Threshold = "hard",
 ) -> Tensor:
     """(G,) the energy of masks (G, outputs, inputs, *grid), without the bias; see `joint_masks` for the arguments."""
     blocks = cost[0, 0].numel()
@@ -31,7 +48,7 @@ def joint_objective(
     for axis in range(3, mask.ndim):
         energy = energy + beta / blocks / 2 * mask.diff(dim=axis).square().flatten(1).sum(dim=1)
     used = (counts.sum(dim=1, keepdim=True) - counts) @ compat.mT
-    return energy + gamma / blocks * (F.threshold(used, tau * blocks, 0.0) * counts).flatten(1).sum(dim=1)
+    return energy + gamma / blocks * (above(used, tau * blocks, threshold) * counts).flatten(1).sum(dim=1)
 
 
 def joint_masks(
@@ -42,6 +59,7 @@ def joint_masks(
     beta: float = 0.32,
     gamma: float = 1.0,
     tau: float = 0.83,
+    threshold: Threshold = "hard",
     sweeps: int = 4,
     soft: bool = True,
     resolve: bool = True,
@@ -50,10 +68,11 @@ def joint_masks(
     """(G, outputs, inputs, *grid) masks that sum to 1 over the inputs, for each of G groups.
 
     cost: (G, inputs, *grid) of showing an input in a block, minus its saliency. compat: (G, inputs, inputs) A. bias:
-    (G, outputs, inputs) further costs of each of their blocks. tau: an input is over-used by the others of an output
-    when they show it in more than tau * blocks. soft: from the second sweep on, blocks may show halves of two of the
-    inputs that an output used, of its three most used ones at most. resolve: before the last sweep, outputs of equal
-    inputs are pushed apart. start: (G, outputs, blocks) the inputs shown at first.
+    (G, outputs, inputs) further costs of each of their blocks. tau: an input is over-used by the others of an
+    output when they show it in more than tau * blocks; threshold: see `above`. soft: from the second sweep on,
+    blocks may show halves of two of the inputs that an output used, of its three most used ones at most. resolve:
+    before the last sweep, outputs of equal inputs are pushed apart. start: (G, outputs, blocks) the inputs shown at
+    first.
     """
     groups, inputs, *grid = cost.shape
     outputs, blocks = start.shape[1], start.shape[2]
@@ -78,7 +97,7 @@ def joint_masks(
             biases = biases + gamma / blocks * push_apart(torch.stack(counts, dim=1) > 0)
         for o in range(outputs):
             others = total - counts[o]
-            overused = F.threshold(torch.bmm(pull, others.unsqueeze(2)), over, 0.0)
+            overused = above(torch.bmm(pull, others.unsqueeze(2)), over, threshold)
             unary = flat + (overused + biases[:, o].unsqueeze(2))
             labels, offset = pure, pure_edges
             if sweep and soft and top > 1:

@@ -1,0 +1,153 @@
+"""All static and saliency mixers on a small CIFAR-10: accuracy, NLL, ECE, and accuracy on attacked, corrupted and
+occluded images. 3,000 training images at 16 x 16, a narrow PreActResNet-18, equal initial weights and data order.
+
+    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 15]
+
+FOLDER holds CIFAR-10 in a layout that omnimix reads. Every finished run is kept in --runs, and not done again; seeds
+are done one after the other, so that whatever there is can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "evidence"))
+from _common import record_all  # noqa: E402
+
+from omnimix import Classification
+from omnimix.compare.spec import Spec, create
+from omnimix.data import load
+from omnimix.data.scale import Scaler
+from omnimix.networks import create as create_network
+from omnimix.train.budget import Budget
+from omnimix.train.evaluate import predict
+from omnimix.train.loop import fit
+from omnimix.train.metrics import scores
+from omnimix.train.parts import Data, Part
+from omnimix.train.robustness import blur, contrast, fgsm, noise, occluded
+
+METHODS = (
+    "erm", "mixup", "cutmix", "mixup-or-cutmix", "fmix", "gridmix", "gridmix-local", "smoothmix", "resizemix", "mosaic",
+    "saliencymix", "attentivemix", "snapmix", "puzzle-mix", "co-mixup", "manifold-mixup", "alignmixup", "patchup",
+    "stylemix", "mixstyle", "recursivemix", "augmix", "noisymix",
+)  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "train": 3000, "test": 2000, "side": 16, "network": "preact-resnet18:width=8", "epochs": 15, "batch": 100,
+    "optimizer": "SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine",
+    "fgsm": 2 / 255, "noise": 0.08, "blur": 0.7, "contrast": 0.3, "occluded": 0.5,
+}  # fmt: skip
+HIGHER = ("accuracy", "fgsm", "noise", "blur", "contrast", "corruptions", "occluded")
+
+
+def images(folder: Path, side: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(pixels in [0, 1], class ids, rows of the official parts), averaged down to side x side."""
+    source = load(str(folder))
+    assert source.official is not None
+    parts = {name: rows[torch.randperm(len(rows), generator=draw(0))] for name, rows in source.official.items()}
+    kept = {"train": parts["train"], "test": parts["test"][: SETTINGS["test"]]}
+    rows = torch.cat(list(kept.values()))
+    x = torch.cat([F.adaptive_avg_pool2d(source.take(some), side) for some in rows.split(2000)])
+    ends = len(kept["train"])
+    return x, source.y[rows], {"train": torch.arange(ends), "test": torch.arange(ends, len(rows))}
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def measure(method: str, seed: int, x: Tensor, y: Tensor, parts: dict[str, Tensor]) -> dict[str, float]:
+    order = torch.randperm(len(parts["train"]), generator=draw(1000 + seed))
+    train, test = parts["train"][order[: SETTINGS["train"]]], parts["test"]
+    scaler, task = Scaler.fit_images([x[train]]), Classification(10)
+    network = Spec.parse(SETTINGS["network"])
+    model = create_network(network.name, tuple(x.shape[1:]), 10, seed=seed, **dict(network.parameters))
+    budget = Budget(
+        SETTINGS["epochs"], SETTINGS["batch"], 0.1, optimizer="sgd", weight_decay=5e-4, schedule="cosine",
+        select="last", accelerator="cpu",
+    )  # fmt: skip
+    trained = create(Spec.parse(method))
+    data = Data(Part(scaler(x[train]), y[train]), None, Part(scaler(x[test]), y[test]), task)
+    done = fit(trained, model, data, budget, seed=seed)
+    model.eval()
+
+    def score(inputs: Tensor) -> dict[str, float]:
+        return scores(task, *predict(model, trained, Part(inputs, y[test]), task))
+
+    clean, scale, pixels = score(data.test.x), scaler.scale.view(-1, 1, 1), x[test]
+    black, white = (scaler(torch.full_like(pixels[:1], edge)) for edge in (0.0, 1.0))
+    attacked = torch.cat([
+        fgsm(model, some, labels, task, SETTINGS["fgsm"] / scale, black, white)
+        for some, labels in zip(data.test.x.split(500), y[test].split(500), strict=True)
+    ])  # fmt: skip
+    harder = {
+        "noise": noise(pixels, SETTINGS["noise"], generator=draw(1)),
+        "blur": blur(pixels, SETTINGS["blur"]),
+        "contrast": contrast(pixels, SETTINGS["contrast"]),
+        "occluded": occluded(pixels, SETTINGS["occluded"], generator=draw(2)),
+    }
+    found = {name: score(scaler(inputs))["accuracy"] for name, inputs in harder.items()}
+    corruptions = sum(found[name] for name in ("noise", "blur", "contrast")) / 3
+    return {
+        **{name: clean[name] for name in ("accuracy", "nll", "ece")},
+        "fgsm": score(attacked)["accuracy"],
+        **found,
+        "corruptions": corruptions,
+        "seconds": done.seconds,
+    }
+
+
+def kept_runs(path: Path) -> dict[str, dict[str, float]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {line["key"]: line["metrics"] for line in map(json.loads, lines)}
+
+
+def key(method: str, seed: int) -> str:
+    return json.dumps([method, seed, SETTINGS], sort_keys=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = Path(os.environ.get("OMNIMIX_DATA") or ROOT.parent / "shared" / "data") / "cifar10"
+    parser.add_argument("--data", type=Path, default=data)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="the first is the baseline")
+    parser.add_argument("--seeds", type=int, default=3)
+    for name in ("epochs", "train", "test"):
+        parser.add_argument(f"--{name}", type=int, default=SETTINGS[name])
+    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "mixed-images.jsonl")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")
+    args = parser.parse_args()
+    SETTINGS.update(epochs=args.epochs, train=args.train, test=args.test)
+    torch.set_num_threads(1)
+    args.runs.parent.mkdir(parents=True, exist_ok=True)
+    x, y, parts = images(args.data, SETTINGS["side"])
+    done = kept_runs(args.runs)
+    for seed in range(args.seeds):
+        for method in args.methods:
+            if key(method, seed) in done:
+                continue
+            start = time.perf_counter()
+            metrics = done[key(method, seed)] = measure(method, seed, x, y, parts)
+            with args.runs.open("a") as file:
+                file.write(json.dumps({"key": key(method, seed), "metrics": metrics}) + "\n")
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            print(f"seed {seed}  {method:16} {shown}  ({time.perf_counter() - start:.0f} s in all)", flush=True)
+    baseline, outcomes = args.methods[0], {}
+    for metric in done[key(baseline, 0)]:
+        arms = {method: [done[key(method, seed)][metric] for seed in range(args.seeds)] for method in args.methods}
+        outcomes[metric] = (arms, baseline, metric in HIGHER)
+    record_all(args.out, {**SETTINGS, "seeds": args.seeds}, outcomes)
+
+
+if __name__ == "__main__":
+    main()

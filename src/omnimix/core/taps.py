@@ -1,0 +1,50 @@
+"""Several hidden layers whose outputs are rewritten at once, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from .split import Rewrite, Split
+
+
+class Taps:
+    """The modules `names` of `model`; None: the first two taps of `split`, or of what `Split` finds.
+
+    ValueError for names that the network does not have.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None = None, split: Split | None = None) -> None:
+        split = split or Split(model)
+        self.model, self.names = model, split.taps[:2] if names is None else tuple(names)
+        if isinstance(names, str) or not self.names:
+            raise ValueError(f"taps must be a non-empty sequence of module names, got {names!r}")
+        self._splits = {split._check("tap", name): Split(model, split.head_name) for name in self.names}
+
+    @contextmanager
+    def rewrite(self, functions: Mapping[str, Rewrite], network: nn.Module | None = None) -> Iterator[None]:
+        """Within the block, replace the outputs of these taps by `function(output)`.
+
+        network: the one that is evaluated, `model` itself, a wrapper around it or a copy. Modules in training mode
+        keep the rules of `Split.rewrite`: one pass in the block.
+        """
+        host = self.model
+        if network is not None and all(module is not host for module in network.modules()):
+            host = network
+        with ExitStack() as stack:
+            for name, function in functions.items():
+                module = host.get_submodule(name)
+                if host is self.model and module.training:
+                    stack.enter_context(self._splits[name].rewrite(name, function))
+                else:
+                    stack.callback(module.register_forward_hook(_hook(function)).remove)
+            yield
+
+
+def _hook(function: Rewrite) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def rewritten(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return function(output)
+
+    return rewritten

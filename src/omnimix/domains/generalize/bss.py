@@ -1,0 +1,163 @@
+"""BSS: all images of a view get the style of one of them, so that style no longer tells them apart.
+
+    F_i = fft(x_i),   x_i <- ifft(A_i exp(j angle F_i)),   A_i = |F_k| at low frequencies, |F_i| elsewhere
+
+One donor k and one share r ~ U(low, high) of the spectrum for all images of a view; every view of the batch has its
+own. Contrast: z_i of view v is drawn to z_i of view w and pushed from the other z_j of view v, that share its style,
+
+    l = -log e^(cos(z_i^v, z_i^w) / t) / (e^(cos(z_i^v, z_i^w) / t) + sum_{j != i} e^(cos(z_i^v, z_j^v) / t))
+
+Source: Scalbert, Vakalopoulou, Couzinie-Devy, "Towards Domain-invariant Self-Supervised Learning with Batch Styles
+Standardization", ICLR 2024, arXiv 2303.06088. Cost: 2 (the number of views). The paper pre-trains without labels; here
+labels train all views, and the contrast of the head's inputs, without a projector, is added. No code of the authors was
+found: the range of r and t are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.batch import Batch
+from ...core.checks import at_least, in_unit, non_negative, one_of, positive
+from ...core.method import Method, Setup
+from ...core.operation import require_float
+from ...core.random import integers, permutation, uniform
+from ...core.registry import register
+from ...core.search import Choice, Log
+from ...core.split import Split
+
+Negatives = Literal["same view", "all views"]
+GREY = (0.299, 0.587, 0.114)
+
+
+def exchange_amplitudes(x: Tensor, donor: Tensor, ratio: Tensor) -> Tensor:
+    """Images x (N, C, *spatial) with low-frequency amplitudes of others; phases stay.
+
+    donor: (N,) whose amplitudes. ratio: (N,) the share of the spectrum's area in [0, 1], a box around frequency 0 of
+    odd sides; 0 is the mean alone. Values should not be negative: the sign of a mean is a phase.
+    """
+    require_float(x)
+    axes = tuple(range(2, x.ndim))
+    spectrum = torch.fft.rfftn(x if x.dtype == torch.float64 else x.float(), dim=axes)
+    side, inside = ratio.to(x.device) ** (1.0 / len(axes)), torch.ones((), dtype=torch.bool, device=x.device)
+    for axis in axes:
+        n, count = x.shape[axis], spectrum.shape[axis]
+        frequency = torch.arange(count, device=x.device)
+        frequency = torch.minimum(frequency, n - frequency)
+        shape = [1] * x.ndim
+        shape[axis] = count
+        inside = inside & (frequency.view(shape) <= torch.floor(side * n / 2).view(-1, *[1] * (x.ndim - 1)))
+    amplitude = spectrum.abs()
+    mixed = torch.polar(torch.where(inside, amplitude[donor.to(x.device)], amplitude), spectrum.angle())
+    result: Tensor = torch.fft.irfftn(mixed, s=list(x.shape[2:]), dim=axes).to(x.dtype)
+    return result
+
+
+def jitter_colours(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Images x (N, C, *spatial) >= 0 with brightness, contrast and, of three channels, saturation changed alike.
+
+    In random order; factors are uniform in [1 - strength, 1 + strength], one for all images.
+    """
+    factors = (1.0 + strength * (2.0 * uniform(3, generator=generator) - 1.0)).tolist()
+    weights = torch.tensor(GREY if x.shape[1] == 3 else [1.0 / x.shape[1]] * x.shape[1], device=x.device, dtype=x.dtype)
+    for which in permutation(3, generator).tolist():
+        grey = torch.einsum("c,nc...->n...", weights, x).unsqueeze(1)
+        if which == 0:
+            x = x * factors[0]
+        elif which == 1:
+            x = torch.lerp(grey.mean(dim=tuple(range(1, x.ndim)), keepdim=True), x, factors[1])
+        elif x.shape[1] == 3:
+            x = torch.lerp(grey.expand_as(x), x, factors[2])
+    return x
+
+
+def view_contrast(z: Tensor, temperature: float = 0.5, negatives: Negatives = "same view") -> Tensor:
+    """The mean contrastive loss of features z (V, N, F) over samples and ordered pairs of different views.
+
+    negatives: other samples of the anchor's "same view", or of "all views" of the pair, as SimCLR takes them.
+    """
+    z = F.normalize(z.float() if z.dtype != torch.float64 else z, dim=2)
+    views, count = z.shape[:2]
+    score = torch.einsum("vid,wjd->vwij", z, z) / temperature
+    positive = score.diagonal(dim1=2, dim2=3)
+    own = torch.eye(count, dtype=torch.bool, device=z.device)
+    other = score.masked_fill(own, torch.finfo(score.dtype).min).logsumexp(dim=3)  # (V, V, N)
+    same = other.diagonal(dim1=0, dim2=1).T.unsqueeze(1)
+    rest = same if negatives == "same view" else torch.logaddexp(same, other)
+    loss = torch.logaddexp(positive, rest) - positive
+    return loss[~torch.eye(views, dtype=torch.bool, device=z.device)].mean()
+
+
+@register(
+    "bss",
+    paper="Towards Domain-invariant Self-Supervised Learning with Batch Styles Standardization, ICLR 2024, "
+    "arXiv 2303.06088",
+    cost=2.0,
+    level="domains",
+    inputs=("image",),
+    search={"weight": Log(1e-2, 1), "ratio": Choice((0.02, 1.0), (0.0, 0.1)), "jitter": Choice(0.0, 0.4)},
+)
+class BSS(Method):
+    """Give all images of a view the style of one of them, train on several views, and contrast within each.
+
+    ratio: (low, high), the share of the spectrum that sets the style. views >= 2. weight >= 0, temperature > 0: of the
+    contrast. labels: whether the labels train too; without them this is pre-training. negatives: see `view_contrast`.
+    jitter in [0, 1]: strength of a change of colours that all images of a view share. black: the value of black, one
+    for all channels or (C,); None: the lowest of each channel in the batch. x: (B, C, *spatial).
+    """
+
+    def __init__(
+        self,
+        ratio: Sequence[float] = (0.02, 1.0),
+        weight: float = 0.1,
+        temperature: float = 0.5,
+        *,
+        views: int = 2,
+        labels: bool = True,
+        negatives: Negatives = "same view",
+        jitter: float = 0.0,
+        black: float | Sequence[float] | None = None,
+    ) -> None:
+        if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
+            raise ValueError(f"ratio must be (low, high) with 0 <= low <= high <= 1, got {ratio!r}")
+        self.ratio, self.views, self.labels = tuple(ratio), at_least("views", views, 2), labels
+        self.weight, self.temperature = non_negative("weight", weight), positive("temperature", temperature)
+        self.negatives: Negatives = one_of("negatives", negatives, ("same view", "all views"))
+        self.jitter, self.black = in_unit("jitter", jitter), black
+
+    def on_setup(self, given: Setup) -> None:
+        self.split = given.split or Split(given.model)
+
+    def view(self, x: Tensor) -> Tensor:
+        """The images in one style, all in the same."""
+        channel = (1, -1, *[1] * (x.ndim - 2))
+        if self.black is None:
+            black = x.transpose(0, 1).flatten(1).amin(dim=1).view(channel)
+        else:
+            black = torch.as_tensor(self.black, device=x.device, dtype=x.dtype).view(channel)
+        light = x - black  # the mean of what is not negative has no sign to lose
+        if self.jitter:
+            light = jitter_colours(light, self.jitter, self.generator)
+        low, high = self.ratio
+        donor = integers(len(x), 1, generator=self.generator).expand(len(x))
+        ratio = (low + (high - low) * uniform(1, generator=self.generator)).expand(len(x))
+        return exchange_amplitudes(light, donor, ratio) + black
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        self._given()
+        batch = Batch.of(batch).alone
+        if not model.training:
+            return self.plain_loss(model, batch)
+        if not isinstance(batch.x, Tensor) or batch.x.ndim < 3:
+            raise ValueError("bss changes the style of images (B, C, *spatial); tables and trees have none")
+        x = torch.cat([self.view(batch.x) for _ in range(self.views)])
+        z, output = self.split.features_and_output(x)
+        contrast = view_contrast(z.reshape(self.views, len(batch), -1), self.temperature, self.negatives)
+        if not self.labels:
+            return contrast
+        return self.task.mean_loss(output, torch.cat([batch.y] * self.views)) + self.weight * contrast

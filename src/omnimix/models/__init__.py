@@ -1,0 +1,1 @@
+"""Mix models: merging of checkpoints, experts and regularisers in weight space."""

@@ -1,0 +1,78 @@
+"""What lies beside the merged weights: configuration, tokenizer, and the card that says what was merged and how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import __version__
+from .reader import Checkpoint, read_json
+
+if TYPE_CHECKING:
+    from .stream import Plan
+
+COPIED = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
+    "chat_template.json", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+
+def companions(lead: Checkpoint, into: Path, dtype: str | None) -> None:
+    """Copy configuration, tokenizer and, unread, the modelling code of the folder `lead` is in."""
+    if lead.folder is None:
+        return
+    code = sorted(path.name for path in lead.folder.glob("*.py"))
+    for name in (*COPIED, *code):
+        if (lead.folder / name).is_file():
+            shutil.copyfile(lead.folder / name, into / name)
+    config = lead.folder / "config.json"
+    if config.exists():
+        held = read_json(config, {})
+        if dtype is not None:
+            held["dtype" if "dtype" in held else "torch_dtype"] = dtype
+            (into / "config.json").write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(config, into / "config.json")
+
+
+def facts(plan: Plan, sources: Mapping[Path, str], written: Mapping[str, str]) -> dict[str, Any]:
+    """What merge.json holds. sources, written: files of weights and their SHA-256."""
+    inputs = []
+    for one in plan.everyone:
+        role = "base" if one is plan.base else "model"
+        inputs.append({"model": one.label, "role": role, "files": {file.name: sources[file] for file in one.files}})
+    return {
+        "omnimix": __version__, **plan.recipe.facts(), "inputs": inputs, "files": dict(written),
+        "tensors": len(plan.tensors), "bytes": plan.size,
+    }  # fmt: skip
+
+
+def write_card(plan: Plan, into: Path, sources: Mapping[Path, str], written: Mapping[str, str]) -> None:
+    """merge.json for machines, README.md for people."""
+    held = facts(plan, sources, written)
+    (into / "merge.json").write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (into / "README.md").write_text(_page(plan, held), encoding="utf-8")
+
+
+def _page(plan: Plan, held: dict[str, Any]) -> str:
+    recipe = plan.recipe
+    lines = ["---", "tags: [merge, omnimix]", "---", f"# A merge by {recipe.method}", ""]
+    lines += [f"{len(plan.tensors)} tensors, {plan.size / 1e9:.3g} GB, merged with omnimix {__version__}.", ""]
+    lines += ["| from | role | options | file | SHA-256 |", "|---|---|---|---|---|"]
+    models = 0
+    for one in held["inputs"]:
+        options = ""
+        if one["role"] == "model":
+            own = recipe.per_model[models] if recipe.per_model else {}
+            options, models = ", ".join(f"{name} {value}" for name, value in own.items()), models + 1
+        for i, (file, digest) in enumerate(one["files"].items()):
+            first = (f"`{one['model']}`", one["role"], options) if i == 0 else ("", "", "")
+            lines.append(f"| {' | '.join(first)} | {file} | `{digest}` |")
+    options = ", ".join(f"{name} {value}" for name, value in held["options"].items())
+    lines += ["", f"Options for all: {options or 'none'}. Result: {recipe.dtype or 'dtypes of the inputs'}.", ""]
+    lines += ["| result | SHA-256 |", "|---|---|", *(f"| {f} | `{digest}` |" for f, digest in held["files"].items())]
+    return "\n".join([*lines, "", "It has not been evaluated.", ""])

@@ -1,0 +1,149 @@
+"""What every merge operator shares: a pass over the tensors of several models, block by block, in float32 at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .source import InMemory, Source, numbers, spans, working
+
+
+class Block(NamedTuple):
+    """The same entries of all models."""
+
+    models: list[Tensor]
+    base: Tensor | None
+    name: str
+    number: int
+    """0 for the first block of a tensor."""
+
+
+Blocks: TypeAlias = Callable[[], Iterator[Block]]
+"""Called anew for each pass over the values."""
+
+
+class Merger:
+    """One way to make one model of several.
+
+    A subclass defines `combine`, and `measure` where it must see all values before it can combine any.
+    """
+
+    name: ClassVar[str]
+    base: ClassVar[Literal["required", "none"]] = "none"
+    fewest: ClassVar[int] = 1
+    most: ClassVar[int | None] = None
+    whole: ClassVar[bool] = False
+    """Whether blocks are whole tensors in their own shape; else they are flat and of at most BLOCK entries."""
+    scope: Literal["tensor", "model"] = "tensor"
+    """What one call of `measure` sees."""
+
+    def fit(self, models: int, base: bool) -> None:
+        """ValueError if it cannot merge that many models, or misses a base."""
+        if models < self.fewest or (self.most is not None and models > self.most):
+            allowed = f"exactly {self.most}" if self.fewest == self.most else f"at least {self.fewest}"
+            raise ValueError(f"{self.name} merges {allowed} models, got {models}")
+        if base != (self.base == "required"):
+            raise ValueError(f"{self.name} {'needs a base model' if not base else 'takes no base model'}")
+        weights = getattr(self, "weights", None)
+        if weights is not None and len(weights) != models:
+            raise ValueError(f"weights must be one number a model: got {len(weights)} for {models} models")
+
+    def measure(self, blocks: Blocks) -> Any:
+        """What `combine` must know of a tensor (or of the model, see `scope`)."""
+        return None
+
+    def combine(self, block: Block, found: Any) -> Tensor:
+        """The merged block, from blocks in float32 or float64 that stay as they are, and what `measure` found."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        models: Sequence[Mapping[str, Tensor]],
+        base: Mapping[str, Tensor] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """The merged state dict.
+
+        models, base: state dicts with the same names and shapes, on one device. dtype: of the merged floating-point
+        tensors, default that of the base (or of the first model). Other tensors must be equal in all, and are copied.
+        ValueError for what differs, for NaN and infinity, and for results that `dtype` cannot hold.
+        """
+        self.fit(len(models), base is not None)
+        sources: list[Source] = [InMemory(model, f"model {i}") for i, model in enumerate(models)]
+        start = None if base is None else InMemory(base, "the base")
+        everyone = [*sources] if start is None else [start, *sources]
+        for source in everyone[1:]:
+            agree(everyone[0], source)
+        first = models[0] if base is None else base
+        names = [name for name in first if first[name].is_floating_point()]
+        found = self.measure(all_blocks(self, names, sources, start)) if self.scope == "model" else None
+        merged = {}
+        for name, value in first.items():
+            if value.is_floating_point():
+                pieces = [*merged_blocks(self, name, sources, start, found, dtype or value.dtype)]
+                merged[name] = torch.cat([piece.reshape(-1) for piece in pieces] or [value]).reshape(value.shape)
+            else:
+                same(name, everyone, 0, value.numel())
+                merged[name] = value.clone()
+        return merged
+
+
+def agree(one: Source, other: Source) -> None:
+    """ValueError unless both have the same names and shapes."""
+    if absent := sorted(set(one.names()) ^ set(other.names())):
+        raise ValueError(f"only one of {one.label} and {other.label} has {', '.join(map(repr, absent[:5]))}")
+    for name in one.names():
+        if one.shape(name) != other.shape(name):
+            raise ValueError(
+                f"tensor {name!r} has shape {one.shape(name)} in {one.label} and {other.shape(name)} in {other.label}"
+            )
+
+
+def same(name: str, sources: Sequence[Source], start: int, stop: int) -> Tensor:
+    """Entries of a tensor that must be equal in all sources, such as integer buffers."""
+    first = sources[0].block(name, start, stop)
+    for source in sources[1:]:
+        if not torch.equal(source.block(name, start, stop), first):
+            raise ValueError(
+                f"tensor {name!r} is {str(sources[0].dtype(name)).removeprefix('torch.')}, which is copied and not "
+                f"averaged, and differs between {sources[0].label} and {source.label}"
+            )
+    return first
+
+
+def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | None) -> Iterator[Block]:
+    lead = base or models[0]
+    shape = lead.shape(name)
+    dtype = working(lead.dtype(name))
+    for number, (start, stop) in enumerate([(0, math.prod(shape))] if merger.whole else spans(shape)):
+        parts = [numbers(model, name, start, stop, dtype) for model in models]
+        origin = None if base is None else numbers(base, name, start, stop, dtype)
+        if merger.whole:
+            parts = [part.reshape(shape) for part in parts]
+            origin = None if origin is None else origin.reshape(shape)
+        yield Block(parts, origin, name, number)
+
+
+def all_blocks(merger: Merger, names: Sequence[str], models: Sequence[Source], base: Source | None) -> Blocks:
+    """The blocks of these tensors, for `measure`."""
+    return lambda: (block for name in names for block in _blocks(merger, name, models, base))
+
+
+def merged_blocks(
+    merger: Merger, name: str, models: Sequence[Source], base: Source | None, found: Any, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The merged blocks of one floating-point tensor, as `dtype`. found: what `measure` said of the model, if asked."""
+    if merger.scope == "tensor":
+        found = merger.measure(all_blocks(merger, [name], models, base))
+    for block in _blocks(merger, name, models, base):
+        merged = merger.combine(block, found).to(dtype)
+        if merged.numel() and not math.isfinite(merged.sum(dtype=torch.float64).item()):
+            raise ValueError(
+                f"the merged tensor {name!r} does not fit {str(dtype).removeprefix('torch.')}; ask for another dtype"
+            )
+        yield merged
