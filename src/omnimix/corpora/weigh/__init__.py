@@ -1,0 +1,1 @@
+"""Solve for domain weights."""
