@@ -20,6 +20,7 @@ from ..core.task import Classification
 from ..data.noise import flip_labels
 from ..data.scale import Kind, Scaler
 from ..data.source import Source
+from ..data.subset import interleaved
 from ..train.budget import Budget
 from ..train.parts import Data, Part
 
@@ -223,7 +224,7 @@ def split(protocol: Protocol, source: Source, seed: int, hold: Hold | None = Non
     else:
         rows = rows[torch.randperm(len(rows), generator=generator)]
     if isinstance(source.task, Classification) and source.y.ndim == 1:
-        rows = rows[_interleaved(source.y[rows], generator)]
+        rows = rows[interleaved(source.y[rows], generator)]
     if official is None:
         return Splits(*_cut(protocol.sizes, rows, protocol.name))
     if "valid" in official:
@@ -243,7 +244,7 @@ def _split_by_domain(protocol: Protocol, source: Source, seed: int, hold: Hold) 
         rows = torch.nonzero(source.domain == domain).flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)]
         if isinstance(source.task, Classification) and source.y.ndim == 1:
-            rows = rows[_interleaved(source.y[rows], generator)]
+            rows = rows[interleaved(source.y[rows], generator)]
         cut = int(protocol.sizes[1] * len(rows))
         outer[domain], inner[domain] = rows[:cut], rows[cut:]
 
@@ -254,16 +255,6 @@ def _split_by_domain(protocol: Protocol, source: Source, seed: int, hold: Hold) 
     if len(hold.out) > 1:
         return Splits(join(inner, False), test, test)
     return Splits(join(inner, False), join(outer, hold.oracle), test)
-
-
-def _interleaved(y: Tensor, generator: torch.Generator) -> Tensor:
-    """An order in which every stretch holds the classes in equal proportions."""
-    _, label, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    order = label.argsort(stable=True)
-    rank = torch.empty(len(y), dtype=torch.float64)
-    rank[order] = (torch.arange(len(y)) - (counts.cumsum(0) - counts)[label[order]]).double()
-    jitter = torch.rand(len(counts), generator=generator, dtype=torch.float64)
-    return torch.argsort((rank + jitter[label]) / counts[label], stable=True)
 
 
 def _cut(sizes: Sizes, rows: Tensor, name: str) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tarfile
 import zlib
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def load_images(
     become the official rows. resize: side, or (height, width), that all images are brought to. memory: bytes of pixels
     above which they stay on disk. DataError for anything else, and for images that cannot be decoded.
     """
-    return from_entries(_listing(root), root, root.name.split(".")[0], domains, resize, memory)
+    return from_entries(listing(root), root, root.name.split(".")[0], domains, resize, memory)
 
 
 def from_entries(
@@ -109,7 +110,8 @@ def _skipped(count: int) -> list[str]:
     return [f"{count} files that are not images in a class folder were left out"] if count else []
 
 
-def _listing(root: Path) -> tuple[list[Entry], list[str]]:
+def listing(root: Path, ignore: Container[Path] = ()) -> tuple[list[Entry], list[str]]:
+    """The images below a folder or in a tar file, and notes on what was left out; `ignore`d files are not noted."""
     if root.is_file():
         entries, notes = listing_of_tar(root)
         if all(len(e.parts) == 3 for e in entries) and len({e.parts[0] for e in entries}) == 1:
@@ -124,7 +126,7 @@ def _listing(root: Path) -> tuple[list[Entry], list[str]]:
             if here and file.lower().endswith(SUFFIXES):
                 path = Path(folder, file)
                 entries.append(Entry(here, str(path), path))
-            else:
+            elif Path(folder, file) not in ignore:
                 skipped += 1
         if here and not inner and len(entries) == before:
             raise DataError(f"{folder}: this folder has no images ({', '.join(SUFFIXES)}); remove it or fill it")

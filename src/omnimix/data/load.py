@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .builtin import BUILTIN
 from .cifar import archives, load_cifar
 from .decode import MEMORY
+from .domain_folder import load_domain_folder, load_pacs
 from .idx import load_idx
 from .image_folder import load_images
+from .office_caltech import load_office_caltech
+from .shifted_digits import coloured, rotated, styled
 from .source import DataError, Source, near
+from .subset import capped
 from .table_file import MAX_CATEGORIES, load_table
+from .wilds import load_wilds
 
-KINDS = ("table", "images", "idx", "cifar")
+DOMAINS: dict[str, Callable[..., Source]] = {"pacs": load_pacs, "domainbed": load_domain_folder, "wilds": load_wilds}
+"""Folders of images of several domains."""
+SHIFTED: dict[str, Callable[..., Source]] = {
+    f"{what}-{name}": make
+    for name in ("mnist", "fashion-mnist")
+    for what, make in (("rotated", rotated), ("coloured", coloured), ("styled", styled))
+}
+"""Domains that are made from a folder of IDX files."""
+KINDS = ("table", "images", "idx", "cifar", "office-caltech", *DOMAINS, *SHIFTED)
 FOLDER = "folder"
 
 
@@ -27,27 +40,57 @@ def load(
     resize: int | tuple[int, int] | None = None,
     max_categories: int = MAX_CATEGORIES,
     memory: int = MEMORY,
+    rows: int | None = None,
+    data_seed: int = 0,
 ) -> Source:
     """The data set `spec`: one of `BUILTIN`, a path, or "KIND:PATH" with a kind of `KINDS`.
 
     Tables (CSV, Parquet): target, task, drop, domain (a column) and max_categories as in `load_table`. Images: domain
     "folder" says that the folders above the classes are domains, resize brings images to one size, memory is the cap
-    above which pixels stay on disk. DataError for bad data, and for options that the data set has no use for.
+    above which pixels stay on disk. rows: at most so many of every domain, or in all. data_seed: draws them, and
+    makes the domains of `SHIFTED`, whatever the seed of a run. DataError for bad data, and for options that the data
+    set has no use for.
     """
-    kind, path = _parse(str(spec))
+    source = _load(str(spec), target, task, drop, domain, resize, max_categories, memory, rows, data_seed)
+    return source if rows is None else capped(source, rows, data_seed)
+
+
+def _load(
+    spec: str,
+    target: str | Sequence[str] | None,
+    task: str,
+    drop: str | Sequence[str],
+    domain: str | None,
+    resize: int | tuple[int, int] | None,
+    max_categories: int,
+    memory: int,
+    rows: int | None,
+    data_seed: int,
+) -> Source:
+    kind, path = _parse(spec)
     given = {
         "target": target is not None, "task": task != "auto", "drop": bool(drop), "domain": domain is not None,
         "resize": resize is not None, "max_categories": max_categories != MAX_CATEGORIES, "memory": memory != MEMORY,
+        "data_seed": data_seed != 0,
     }  # fmt: skip
     allowed = {
         "table": {"target", "task", "drop", "domain", "max_categories"}, "images": {"domain", "resize", "memory"},
-        "cifar": {"memory"}, "idx": set(), "built-in": set(),
-    }[kind]  # fmt: skip
+        "cifar": {"memory"}, **{name: {"resize", "memory"} for name in DOMAINS},
+        **{name: {"data_seed"} for name in SHIFTED},
+    }.get(kind, set())  # fmt: skip
+    if rows is not None:
+        allowed = {*allowed, "data_seed"}
     useless = [option for option, set_ in given.items() if set_ and option not in allowed]
     if useless:
         raise DataError(f"{spec}: {', '.join(useless)} has no meaning for {kind} data; leave it out")
     if kind == "built-in":
-        return BUILTIN[str(spec)]()
+        return BUILTIN[spec]()
+    if kind in DOMAINS:
+        return DOMAINS[kind](path, resize=resize, memory=memory)
+    if kind in SHIFTED:
+        return SHIFTED[kind](path, data_seed)
+    if kind == "office-caltech":
+        return load_office_caltech(path)
     if kind == "table":
         return load_table(path, target, task, drop, domain, max_categories)
     if kind == "idx":
@@ -66,6 +109,8 @@ def _parse(spec: str) -> tuple[str, Path]:
     prefix, colon, rest = spec.partition(":")
     stated = prefix if colon and prefix in KINDS else None
     path = Path(rest if stated else spec).expanduser()
+    if not path.exists() and stated in (*DOMAINS, *SHIFTED, "office-caltech"):
+        raise DataError(f"{path} is not there; {stated}:FOLDER reads data that you have, nothing is downloaded")
     if not path.exists():
         beside = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
