@@ -21,10 +21,10 @@ class Budget:
     epochs)) / 2; "step", lr times 0.1 at each of `milestones`. drop_last: leave out the last, smaller batch.
     planned: the epochs that schedules are made for, where a run stops before; None: all of `epochs`.
     select: keep the weights of the epoch with the "best" validation `metric` ("loss", a metric of the task, or where
-    there are domains "worst_domain" or "mean_domain"; the first of equals), or the "last". augment: random crop and flip of images before mixing. order: "shuffled", or "domains": equally many rows of
-    each domain in every batch. accelerator: "auto" takes
-    the CPU for tables of numbers, else a GPU where there is one. strategy, for several devices: "ddp", each holds all
-    weights; "fsdp", each holds a share of weights, gradients and optimiser states.
+    there are domains "worst_domain" or "mean_domain"; the first of equals), or the "last". augment: random crop and
+    flip of images before mixing. order: "shuffled", or "domains": equally many rows of each domain in every batch.
+    accelerator: "auto" takes the CPU for tables of numbers, else a GPU where there is one. strategy, for several
+    devices: "ddp", each holds all weights; "fsdp", each holds a share of weights, gradients and optimiser states.
     """
 
     epochs: int
