@@ -40,10 +40,11 @@ from omnimix.train.robustness import blur, contrast, fgsm, noise, occluded
 METHODS = (
     "erm", "mixup", "cutmix", "mixup-or-cutmix", "fmix", "gridmix", "gridmix-local", "smoothmix", "resizemix", "mosaic",
     "saliencymix", "attentivemix", "snapmix", "puzzle-mix", "co-mixup", "manifold-mixup", "alignmixup", "patchup",
-    "stylemix", "mixstyle", "recursivemix", "augmix", "noisymix",
+    "stylemix", "stylecutmix", "mixstyle", "recursivemix", "augmix", "noisymix", "sumix",
+    "automix",
 )  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "train": 3000, "test": 2000, "side": 16, "network": "preact-resnet18:width=8", "epochs": 15, "batch": 100,
+    "train": 3000, "pool": 12_000, "test": 1000, "side": 16, "network": "preact-resnet18:width=8", "epochs": 15, "batch": 100,
     "optimizer": "SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine",
     "fgsm": 2 / 255, "noise": 0.08, "blur": 0.7, "contrast": 0.3, "occluded": 0.5,
 }  # fmt: skip
@@ -55,7 +56,7 @@ def images(folder: Path, side: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     source = load(str(folder))
     assert source.official is not None
     parts = {name: rows[torch.randperm(len(rows), generator=draw(0))] for name, rows in source.official.items()}
-    kept = {"train": parts["train"], "test": parts["test"][: SETTINGS["test"]]}
+    kept = {"train": parts["train"][: SETTINGS["pool"]], "test": parts["test"][: SETTINGS["test"]]}
     rows = torch.cat(list(kept.values()))
     x = torch.cat([F.adaptive_avg_pool2d(source.take(some), side) for some in rows.split(2000)])
     ends = len(kept["train"])

@@ -1,19 +1,23 @@
-"""Methods made of methods: one of several each step."""
+"""Methods made of methods: one of several each step, one after the other, or one several times on the same batch."""
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batch import Batch
-from .checks import in_unit
+from .checks import at_least, in_unit
 from .method import Method, Setup
 from .random import uniform
+from .recipe import sum_of
+from .tree import tree_map
 
 
 class _OneOf(Method):
@@ -103,10 +107,8 @@ class Choose(_OneOf):
 
     def __init__(self, methods: Sequence[Method], probabilities: Sequence[float] | None = None) -> None:
         super().__init__(methods)
-        weights = [1 / len(self.methods)] * len(self.methods) if probabilities is None else list(probabilities)
-        if len(weights) != len(self.methods) or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-            raise ValueError(f"probabilities must be {len(self.methods)} numbers >= 0 that sum to 1, got {weights}")
-        self.probabilities = weights
+        equal = [1 / len(self.methods)] * len(self.methods)
+        self.probabilities = _parts("probabilities", equal if probabilities is None else probabilities, self.methods)
 
     def choose(self, step: int) -> int:
         point, cumulated = float(uniform(1, generator=self.generator)), 0.0
@@ -124,18 +126,123 @@ class Alternate(_OneOf):
         return step % len(self.methods)
 
 
-class Until(_OneOf):
-    """`first` for the first `share` of all planned steps, then `then`; needs setup(..., steps=...)."""
+class Schedule(_OneOf):
+    """One after the other: each method for its share of all planned steps; needs setup(..., steps=...).
 
-    def __init__(self, first: Method, then: Method, share: float) -> None:
-        super().__init__([first, then])
-        self.share = in_unit("share", share)
+    shares: a number >= 0 for each of `methods`, in order; they must sum to 1.
+    """
+
+    def __init__(self, methods: Sequence[Method], shares: Sequence[float]) -> None:
+        super().__init__(methods)
+        self.shares = _parts("shares", shares, self.methods)
 
     def on_setup(self, given: Setup) -> None:
         if given.steps is None:
             raise ValueError("this schedule is a share of the whole training: pass setup(..., steps=planned steps)")
-        self._switch = round(self.share * given.steps)
+        self._ends = [round(end * given.steps) for end in itertools.accumulate(self.shares)]
         super().on_setup(given)
 
     def choose(self, step: int) -> int:
-        return 0 if step < self._switch else 1
+        last = max(i for i, share in enumerate(self.shares) if share > 0)
+        return next((i for i, end in enumerate(self._ends) if step < end), last)
+
+
+class Until(Schedule):
+    """`first` for the first `share` of all planned steps, then `then`; needs setup(..., steps=...)."""
+
+    def __init__(self, first: Method, then: Method, share: float) -> None:
+        super().__init__([first, then], [in_unit("share", share), 1.0 - share])
+        self.share = share
+
+
+class Repeat(Method):
+    """Each batch `times` times over, mixed anew each time; the losses are averaged.
+
+    `Repeat(Choose([Mixup(), CutMix()]))` mixes each batch in two ways that are drawn. times >= 1. ValueError for
+    methods that make more of a step than the gradient of a loss, and for those that choose other samples to train on.
+    """
+
+    def __init__(self, method: Method, times: int = 2) -> None:
+        if not isinstance(method, Method) or not _one_loss(method):
+            raise ValueError(
+                f"method must be a Method whose step is one gradient of its loss, got {method!r}: others cannot be "
+                "repeated on a batch"
+            )
+        self.method, self.times, self.needs = method, at_least("times", times, 1), method.needs
+        self.cost = self.times * (method.cost or 1.0)
+        self._guests: deque[list[int]] = deque()
+
+    def on_setup(self, given: Setup) -> None:
+        self._guests.clear()
+        self.method.setup(
+            given.model,
+            given.task,
+            given.table,
+            validation=given.validation,
+            steps=given.steps,
+            split=given.split,
+            generator=self.generator,
+        )
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        found = [self.method.rows(index) for _ in range(self.times)]
+        if any(not torch.equal(anchors, index) for anchors, _ in found):
+            raise ValueError(f"{type(self.method).__name__} trains on samples of its own choice: it cannot be repeated")
+        guests = [guests for _, guests in found if guests is not None]
+        self._guests.append([0 if guests is None else guests.shape[1] for _, guests in found])
+        return index, torch.cat(guests, dim=1) if guests else None
+
+    def before_epoch(self) -> None:
+        self._guests.clear()
+        self.method.before_epoch()
+
+    def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
+        batch = Batch.of(batch)
+        if not model.training:
+            return self.plain_loss(model, batch.alone)
+        guests = self._guests.popleft() if self._guests else [0] * self.times
+        first = itertools.accumulate(guests, initial=1)
+        parts = [_with_guests(batch, at, count) for at, count in zip(first, guests, strict=False)]
+        return sum_of(self.method.loss(model, part, **streams) for part in parts) / self.times
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.method.after_step()
+
+    def after_epoch(self) -> None:
+        self.method.after_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._guests.clear()
+        self.method.load_state_dict(state["method"])
+
+
+def _parts(name: str, given: Sequence[float], methods: Sequence[Method]) -> list[float]:
+    parts = list(given)
+    if len(parts) != len(methods) or min(parts) < 0 or abs(sum(parts) - 1) > 1e-6:
+        raise ValueError(f"{name} must be {len(methods)} numbers >= 0 that sum to 1, got {parts}")
+    return parts
+
+
+def _one_loss(method: Method) -> bool:
+    """Whether a step of the method is one gradient of its loss."""
+    if isinstance(method, _OneOf):
+        return all(map(_one_loss, method.methods))
+    return type(method).step is Method.step
+
+
+def _with_guests(batch: Batch, first: int, count: int) -> Batch:
+    """The anchors of the batch with `count` of its columns of guests, from column `first` on."""
+    if not count:
+        return batch.alone
+    n = len(batch)
+    rows = torch.cat((torch.arange(n), torch.arange(first * n, (first + count) * n))).to(batch.device)
+
+    def taken(value: Any) -> Any:
+        return None if value is None else tree_map(lambda t: t[rows], value)
+
+    return replace(batch, x=taken(batch.x), y=taken(batch.y), domain=taken(batch.domain), index=taken(batch.index))
