@@ -60,6 +60,8 @@ class Method:
     """Gradient evaluations of a step relative to plain training; None: as registered."""
     samples_ahead: int = 0
     """Of how many samples it takes gradients before the first step."""
+    follows_validation: ClassVar[bool] = False
+    """Whether it cannot do without `after_validation`."""
 
     generator: torch.Generator
     given: Setup | None = None
@@ -177,6 +179,9 @@ class Method:
 
     def after_epoch(self) -> None:
         """Called after every pass over the data."""
+
+    def after_validation(self, loss: float) -> None:
+        """Called with the mean validation loss of the present weights, as often as they are validated."""
 
     def after_training(self, model: nn.Module, batches: Iterable[Batch]) -> None:
         """Called once with the weights that are kept, for predictors that need statistics of the training set.

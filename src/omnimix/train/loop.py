@@ -114,6 +114,8 @@ def _check(method: Method, data: Data, budget: Budget) -> None:
         )
     if budget.order == "domains" and data.train.domain is None:
         raise ValueError("order='domains' needs the domain of every training row; give Part(domain=...)")
+    if method.follows_validation and data.valid is None:
+        raise ValueError(f"{type(method).__name__} follows the validation loss; give data.valid")
     if budget.select == "best" and data.valid is None:
         raise ValueError("select='best' needs a validation part; give data.valid, or use select='last'")
     known = ["loss", *METRICS[data.task.name], *OVER_DOMAINS]
@@ -447,6 +449,7 @@ class _Run:
         found = {"loss": loss, **scores(task, prediction, y, domain, names)}
         if self.world > 1:  # batch-norm statistics differ between processes; those of rank 0 are kept
             found = self.fabric.broadcast(found)
+        self.method.after_validation(found["loss"])
         value = found[budget.metric] * (1 if higher_is_better(task, budget.metric) else -1)
         if math.isnan(value):
             raise ValueError(f"the metric {budget.metric!r} is undefined on the validation part; choose another")

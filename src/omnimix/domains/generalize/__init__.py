@@ -2,27 +2,36 @@
 
 from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
+from .dann import CDANN, DANN
 from .fish import IDGM, Fish, gradient_products
 from .group_dro import GroupDRO
+from .inter_domain_mixup import InterDomainMixup, NextDomain
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
 from .sam import SAM
+from .swad import SWAD, LossValley
 from .tss import TSS
 from .vrex import VREx
 from .xded import XDED, ensemble_distillation
 
 __all__ = [
     "BSS",
+    "CDANN",
     "CORAL",
+    "DANN",
     "IDGM",
     "IRM",
     "MMD",
     "SAM",
+    "SWAD",
     "TSS",
     "XDED",
     "ByDomain",
     "Fish",
     "GroupDRO",
+    "LossValley",
+    "InterDomainMixup",
+    "NextDomain",
     "VREx",
     "coral_distance",
     "ensemble_distillation",
