@@ -1,7 +1,7 @@
 """All static and saliency mixers on a small CIFAR-10: accuracy, NLL, ECE, and accuracy on attacked, corrupted and
 occluded images. 3,000 training images at 16 x 16, a narrow PreActResNet-18, equal initial weights and data order.
 
-    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 15]
+    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 6]
 
 FOLDER holds CIFAR-10 in a layout that omnimix reads. Every finished run is kept in --runs, and not done again; seeds
 are done one after the other, so that whatever there is can be compared.
@@ -21,10 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "evidence"))
-from _common import record_all  # noqa: E402
-
 from omnimix import Classification
 from omnimix.compare.spec import Spec, create
 from omnimix.data import load
@@ -37,14 +33,18 @@ from omnimix.train.metrics import scores
 from omnimix.train.parts import Data, Part
 from omnimix.train.robustness import blur, contrast, fgsm, noise, occluded
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "evidence"))
+from _common import record_all  # noqa: E402
+
 METHODS = (
     "erm", "mixup", "cutmix", "mixup-or-cutmix", "fmix", "gridmix", "gridmix-local", "smoothmix", "resizemix", "mosaic",
     "saliencymix", "attentivemix", "snapmix", "puzzle-mix", "co-mixup", "manifold-mixup", "alignmixup", "patchup",
-    "stylemix", "stylecutmix", "mixstyle", "recursivemix", "augmix", "noisymix", "sumix",
-    "automix",
+    "stylemix", "stylecutmix", "mixstyle", "recursivemix", "augmix", "sumix", "automix",
 )  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "train": 3000, "pool": 12_000, "test": 1000, "side": 16, "network": "preact-resnet18:width=8", "epochs": 15, "batch": 100,
+    "train": 3000, "pool": 12_000, "test": 1000, "side": 16,
+    "network": "preact-resnet18:width=8", "epochs": 6, "batch": 50,
     "optimizer": "SGD, lr 0.1, momentum 0.9, weight decay 5e-4, cosine",
     "fgsm": 2 / 255, "noise": 0.08, "blur": 0.7, "contrast": 0.3, "occluded": 0.5,
 }  # fmt: skip
