@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 import omnimix as om
 from omnimix.core.operation import Context
-from omnimix.samples.operation import FourTiles, mosaic
-from omnimix.samples.operation.mosaic import Quarters
+from omnimix.samples.operation import Tiles, mosaic
+from omnimix.samples.operation.mosaic import Corners
 
 
 def draw(seed=0):
@@ -53,7 +53,7 @@ def test_it_is_the_middle_of_the_canvas_of_twice_the_side(per_sample):
 def test_shares_by_hand():
     x, partner = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 10, 20), torch.arange(4).unsqueeze(0)
     share = torch.tensor([[0.3 * 0.75, 0.3 * 0.25, 0.7 * 0.75, 0.7 * 0.25]])
-    mixed, applied = FourTiles()(x, om.Recipe(partner, share), Context(draw()))
+    mixed, applied = Tiles()(x, om.Recipe(partner, share), Context(draw()))
     torch.testing.assert_close(applied.share, share)
     counts = torch.bincount(mixed.long().flatten(), minlength=4) / 200
     torch.testing.assert_close(counts, share[0])
@@ -62,15 +62,15 @@ def test_shares_by_hand():
     torch.testing.assert_close(om.Mixed(mixed, y, applied).loss(F.cross_entropy, logits), losses)
 
 
-def test_quarters_are_products_of_uniforms():
-    share = Quarters(0.25, per_sample=True)(4000, 4, draw())
+def test_corners_are_products_of_uniforms():
+    share = Corners(0.25, per_sample=True)(4000, 4, draw())
     h, w = share[:, 0] + share[:, 1], share[:, 0] + share[:, 2]
     torch.testing.assert_close(share[:, 3], (1 - h) * (1 - w))
     for side in (h, w):
         assert side.min() >= 0.25 - 1e-6
         assert side.max() <= 0.75 + 1e-6
         assert abs(float(side.mean()) - 0.5) < 0.01
-    assert len(Quarters()(6, 4, draw()).unique(dim=0)) == 1
+    assert len(Corners()(6, 4, draw()).unique(dim=0)) == 1
 
 
 def test_whole_share_gives_the_sample():
@@ -78,7 +78,7 @@ def test_whole_share_gives_the_sample():
     partner = torch.stack([torch.arange(3).roll(k) for k in range(4)], dim=1)
     for seed in range(6):
         recipe = om.Recipe(partner, torch.tensor([[1.0, 0, 0, 0]]).expand(3, 4))
-        mixed, applied = FourTiles()(x, recipe, Context(draw(seed)))
+        mixed, applied = Tiles()(x, recipe, Context(draw(seed)))
         assert torch.equal(mixed, x)
         assert applied.lam.tolist() == [1, 1, 1]
 
@@ -89,8 +89,29 @@ def test_memory_format_and_refusals():
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert mosaic(x.contiguous(), torch.arange(4), generator=draw(1)).x.is_contiguous()
     with pytest.raises(ValueError, match="k = 2"):
-        FourTiles()(x, om.Recipe(torch.zeros(4, 2).long(), torch.full((4, 2), 0.5)), Context(draw()))
+        Tiles()(x, om.Recipe(torch.zeros(4, 2).long(), torch.full((4, 2), 0.5)), Context(draw()))
     with pytest.raises(ValueError, match=r"shape \(4, 3\)"):
         mosaic(torch.zeros(4, 3), torch.arange(4))
     with pytest.raises(ValueError, match=r"margin must be a number in \[0, 0.5\], got 0.7"):
         mosaic(x, torch.arange(4), 0.7)
+
+
+@pytest.mark.parametrize("size", [(11,), (4, 6, 5)])
+def test_signals_and_volumes_meet_at_a_point(size):
+    """Along every axis each of the two halves begins where they meet, or ends there."""
+    count, axes = 2 ** len(size), len(size)
+    place = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij")).float()
+    x = torch.cat((torch.arange(8.0).view(8, 1, *[1] * axes).expand(8, 1, *size), place.expand(8, -1, *size)), dim=1)
+    for seed in range(6):
+        mixed = mosaic(x, torch.arange(8), per_sample=True, generator=draw(seed))
+        assert mixed.recipe.share.shape == (8, count)
+        seen = torch.stack([(mixed.x[:, :1] == row).flatten(1).float().mean(dim=1) for row in range(8)], dim=1)
+        torch.testing.assert_close(seen, mixed.soft_target(8))
+        for axis, side in enumerate(size):
+            moved = (mixed.x[:, 1 + axis] - place[axis]).remainder(side).flatten(1)
+            assert (moved == moved[:, :1]).all()  # one meeting point a sample
+    method = om.Mosaic(axes=axes).setup(torch.nn.Linear(1, 2), om.Classification(8), generator=draw())
+    batch = om.Batch(x, torch.arange(8))
+    assert method.mix(batch, method.recipe(batch)).x.shape == x.shape
+    with pytest.raises(ValueError, match=f"joins {count} samples, got k = 3"):
+        Tiles()(x, om.Recipe(torch.zeros(8, 3).long(), torch.full((8, 3), 1 / 3)), Context(draw()))

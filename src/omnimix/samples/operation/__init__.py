@@ -15,7 +15,7 @@ from .mixpro import MaskCells, MixPro, ProgressiveAttention, mixpro
 from .mixstyle import MixStyle, OtherDomain, Statistics
 from .mixup import Mixup, mixup
 from .mixup_or_cutmix import MixupOrCutMix
-from .mosaic import FourTiles, Mosaic, mosaic
+from .mosaic import Mosaic, Tiles, mosaic
 from .noisymix import NoisyInterpolate, NoisyMix
 from .patchup import Patches, PatchUp
 from .puzzle_mix import Puzzle, PuzzleMix, puzzle_mix
@@ -47,7 +47,6 @@ __all__ = [
     "CutBox",
     "CutMix",
     "FMix",
-    "FourTiles",
     "FourierMask",
     "GaussianSpot",
     "GridCells",
@@ -89,6 +88,7 @@ __all__ = [
     "StyleBox",
     "StyleCutMix",
     "StyleMix",
+    "Tiles",
     "TokenBlocks",
     "TokenMix",
     "TransMix",
