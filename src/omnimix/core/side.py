@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,3 +106,14 @@ def linear(inputs: int, outputs: int, std: float, generator: torch.Generator, bi
         if bias:
             layer.bias.zero_()
     return layer
+
+
+def mlp(inputs: int, outputs: int, hidden: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+    """Linear layers of the given hidden widths with ReLU between them, as `linear` makes them.
+
+    The weights have the variance 1 / (3 inputs) of PyTorch's own.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise((inputs, *hidden, outputs)):
+        layers += [linear(before, after, (3 * before) ** -0.5, generator), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
