@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_an_undefined_metric_of_one_run_is_its_error_alone():
 
 
 def other_method(runs):
-    runs[1] = (om.create("mixup", alpha=0.3), *runs[1][1:])
+    runs[1] = (om.create("c-mixup"), *runs[1][1:])
 
 
 def other_activation(runs):
@@ -286,3 +287,56 @@ def _spy(function, seen):
         return function(self, epoch)
 
     return spied
+
+
+RATES = [(0.01, 0.0), (0.002, 0.0), (0.01, 0.1), (0.01, 0.0)]
+DRAWS = [
+    ("mixup", {}, [{"alpha": 0.1}, {"alpha": 1.0}, {"alpha": 8.0}, {"alpha": 0.1}]),
+    ("c-mixup", {}, [{"bandwidth": 0.1}, {"bandwidth": 1.0}, {"alpha": 0.5}, {"alpha": 2.0}]),
+    ("manifold-mixup", {}, [{"taps": ("input",)}, {"taps": ("block1",)}, {"alpha": 0.5}, {}]),
+    ("early-stopped-mixup", {"clip": 0.5}, [{"stop": 0.3}, {"stop": 0.6}, {}, {"alpha": 0.2}]),
+    ("erm", {"optimizer": "sgd", "schedule": "cosine"}, [{}] * 4),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "options"), DRAWS, ids=[name for name, *_ in DRAWS])
+def test_draws_of_hyperparameters_train_together(name, how, options, tmp_path):
+    """Each by its own rates, pairing and ratio; they go on from their files in another grouping."""
+    budgets = [replace(BUDGET, lr=lr, weight_decay=decay, **how) for lr, decay in RATES]
+    seeds, paths = (3, 4, 5, 6), [tmp_path / f"{place}.safetensors" for place in range(4)]
+
+    def train(places, epochs=None, **more):
+        runs = [run_of(name, seeds[place], **options[place]) for place in places]
+        done = fit_together(
+            *map(list, zip(*runs, strict=True)),
+            [budgets[place] for place in places],
+            seeds=[seeds[place] for place in places],
+            **more,
+        )
+        return runs, done
+
+    runs, done = train(range(4))
+    for place, (run, found) in enumerate(zip(runs, done, strict=True)):
+        alone = run_of(name, seeds[place], **options[place])
+        expected = fit(*alone, budgets[place], seed=seeds[place])
+        torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=1e-5)
+        assert found.history[-1] == pytest.approx(expected.history[-1], rel=1e-4, abs=1e-5)
+    files = {"checkpoints": paths, "checkpoint_every": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train(range(4), **files, progress=_stop)
+    for places in ((0, 2), (3, 1)):
+        again, _ = train(places, checkpoints=[paths[place] for place in places])
+        for place, run in zip(places, again, strict=True):
+            assert weights(run).equal(weights(runs[place]))
+
+
+def _stop(done, total):
+    if done == 2:
+        raise KeyboardInterrupt
+
+
+def test_budgets_may_differ_in_rates_only():
+    runs = [run_of("mixup", seed) for seed in (0, 1)]
+    given = list(map(list, zip(*runs, strict=True)))
+    with pytest.raises(ValueError, match="budgets must be set up alike"):
+        fit_together(*given, [BUDGET, replace(BUDGET, batch_size=4)], seeds=(0, 1))

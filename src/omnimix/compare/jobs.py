@@ -242,11 +242,16 @@ def make_network(plan: Plan, seed: int) -> nn.Module:
 
 
 def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:
-    """What processes do at a time: the seeds of a method in one vectorised training where that is possible."""
+    """What processes do at a time: a method's seeds and draws in one vectorised training where that is possible."""
+    from ..train.together import but_for_rates, shared
+
     groups: dict[Any, list[Job]] = {}
     jobs = list({job.key: job for job in jobs}.values())  # of two texts of one method, one run
     for job in jobs:
-        groups.setdefault((str(job.method), canonical(job.config["parameters"]), job.budget, job.hold), []).append(job)
+        said = f"{job.method} {canonical(job.config['parameters'])}"
+        if said not in alike:
+            alike[said] = repr(shared(create(job.method, job.parameters)))
+        groups.setdefault((str(job.method), alike[said], but_for_rates(job.budget), job.hold), []).append(job)
     pieces = -(-workers // max(1, len(groups)))  # enough for every worker
     found: list[Unit] = []
     for group in groups.values():
@@ -361,12 +366,13 @@ def _run_together(unit: Unit, plan: Plan, progress: Callable[[float], None] | No
         [given.method for given in givens],
         [given.model for given in givens],
         [given.data for given in givens],
-        unit[0].budget,
+        [job.budget for job in unit],
         seeds=[job.seed for job in unit],
         checkpoints=[plan.checkpoints / f"{job.key}.safetensors" for job in unit] if plan.checkpoints else None,
         progress=tell,
     )
-    of = {"together": str(len(unit))}
+    rates = len({(job.budget.lr, job.budget.weight_decay) for job in unit})
+    of = {"together": str(len(unit))} | ({"rates": str(rates)} if rates > 1 else {})
     return [_outcome(job, plan, given, done, of) for job, given, done in zip(unit, givens, trained, strict=True)]
 
 

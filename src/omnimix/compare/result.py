@@ -383,8 +383,9 @@ class Result:
 
 def _timing(run: Run) -> Timing:
     """How long it was measured: runs that trained together each have their share of the time."""
-    together = run.versions.get("together")
-    return Timing(run.step_seconds or 0.0, run.seconds * int(together or 1), len(run.history), together)
+    together, rates = run.versions.get("together"), run.versions.get("rates")
+    beside = together and f"{together} runs, {rates or 1} rates"
+    return Timing(run.step_seconds or 0.0, run.seconds * int(together or 1), len(run.history), beside)
 
 
 def _column(estimates: dict[str, Estimate], part: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,11 +57,27 @@ def same_shapes(data: Sequence[Data]) -> bool:
     return all(shape(d.train) == shape(data[0].train) and shape(d.valid) == shape(data[0].valid) for d in data)
 
 
+def shared(method: Method) -> Any:
+    """The settings of a method that runs must have in common to train together; each draws by its own pairing, ratio,
+    probability, places and label policy.
+    """
+    mixer = method.mixer
+    if mixer is None:
+        return describe(method)
+    kinds = [type(part).__qualname__ for part in (method, mixer, mixer.pairing, mixer.labels)]
+    return [*kinds, mixer.pairing.k, describe(mixer.operation), describe(mixer.objective)]
+
+
+def but_for_rates(budget: Budget) -> Budget:
+    """What budgets must have in common for runs to train together."""
+    return replace(budget, lr=1.0, weight_decay=0.0)
+
+
 def fit_together(
     methods: Sequence[Method],
     models: Sequence[nn.Module],
     data: Sequence[Data],
-    budget: Budget,
+    budgets: Budget | Sequence[Budget],
     *,
     seeds: Sequence[int],
     checkpoints: Sequence[Path] | None = None,
@@ -69,20 +86,23 @@ def fit_together(
 ) -> list[Fit | Exception]:
     """Train S runs of one kind (S methods made alike, S networks of one shape); see `fit` for what each gives.
 
-    Every run must be one that `can_train_together`, all of `same_shapes`, and methods, networks and tasks must be set
-    up alike; else ValueError. A run whose loss becomes NaN, or whose validation metric is undefined, is returned as the
-    error that `fit` raises, and the others go on. Times are a run's share of the whole.
+    Every run must be one that `can_train_together`, all of `same_shapes`; tasks, networks, and what mixes and makes the
+    loss must be set up alike. Parameters of pairings and ratios may differ, and learning rates and weight decays if
+    `budgets` holds one a run. Else ValueError. A run whose loss becomes NaN, or whose validation metric is undefined,
+    is returned as the error that `fit` raises, and the others go on. Times are a run's share of the whole.
     checkpoints: a file for each run, such as `fit` writes and continues from: runs may be grouped otherwise, or trained
     alone, when they go on. They stay when training is over. progress: called with (epochs done, all epochs).
     """
-    for method, model, part in zip(methods, models, data, strict=True):
+    each = [budgets] * len(methods) if isinstance(budgets, Budget) else list(budgets)
+    for method, model, part, budget in zip(methods, models, data, each, strict=True):
         _check(method, part, budget)
         if not can_train_together(method, model, part, budget):
             raise ValueError(f"runs of {type(method).__name__} on {type(model).__name__} cannot be trained together")
     alike = {
-        "methods": [*map(describe, methods)],
+        "methods": [*map(shared, methods)],
         "networks": [*map(str, models)],
         "tasks": [repr(d.task) for d in data],
+        "budgets": [*map(but_for_rates, each)],
     }
     for name, values in alike.items():
         if any(value != values[0] for value in values):
@@ -93,13 +113,13 @@ def fit_together(
     with torch.random.fork_rng(devices=[]):
         members = [
             _Member(method, model, part, budget, seed, path)
-            for method, model, part, seed, path in zip(methods, models, data, seeds, paths, strict=True)
+            for method, model, part, budget, seed, path in zip(methods, models, data, each, seeds, paths, strict=True)
         ]
         groups: dict[int, list[_Member]] = {}
         for member in members:
             groups.setdefault(len(member.history), []).append(member)
         for number, group in enumerate(groups.values()):
-            _Together(group, budget, checkpoint_every, _share(progress, number, len(groups))).train()
+            _Together(group, checkpoint_every, _share(progress, number, len(groups))).train()
         return [member.result() for member in members]
 
 
@@ -145,6 +165,30 @@ class _Member(_Run):
             return error
 
 
+class _Lane:
+    """The optimiser of runs that lie side by side in the stack and share learning rate and weight decay."""
+
+    def __init__(self, members: Sequence[_Member], stack: Stack) -> None:
+        self.members, self.first, self.budget = members, members[0].place, members[0].budget
+        self.rows = slice(self.first, self.first + len(members))
+        self.stacked = list(stack.weights.values())
+        self.all = len(members) == len(self.stacked[0])
+        self.weights = self.stacked if self.all else [nn.Parameter(w.detach()[self.rows]) for w in self.stacked]
+        self.optimizer = _optimizer(self.budget, self.weights, _CPU.device)
+
+    def at(self, epoch: int) -> None:
+        """Set the learning rate of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.budget.rate(epoch)
+
+    def step(self) -> None:
+        """Step by the gradients of the stack."""
+        if not self.all:
+            for weight, stacked in zip(self.weights, self.stacked, strict=True):
+                weight.grad = None if stacked.grad is None else stacked.grad[self.rows]
+        self.optimizer.step()
+
+
 class _Step(NamedTuple):
     """One step of all runs: B anchors each, and K - 1 guests an anchor where partners come from the whole table.
 
@@ -163,11 +207,12 @@ class _Step(NamedTuple):
 class _Together:
     """Trains runs that have come equally far."""
 
-    def __init__(self, members: Sequence[_Member], budget: Budget, every: float, progress: Progress | None) -> None:
-        self.members, self.budget, self.every, self.progress = members, budget, every, progress
+    def __init__(self, members: Sequence[_Member], every: float, progress: Progress | None) -> None:
+        self.members = sorted(members, key=_rates)
+        self.budget, self.every, self.progress = but_for_rates(members[0].budget), every, progress
         self.task = members[0].data.task
-        self.stack = Stack([member.model for member in members])
-        for place, member in enumerate(members):
+        self.stack = Stack([member.model for member in self.members])
+        for place, member in enumerate(self.members):
             member.enter(self.stack, place)
         self.epochs = len(members[0].history)
 
@@ -177,7 +222,7 @@ class _Together:
         self.mixer = self.members[0].method.mixer
         self.context = Context(torch.Generator())  # what is `by_row` draws nothing
         self.blind = _blind(self.members[0].method)
-        self.optimizer = _optimizer(self.budget, self.stack.weights.values(), _CPU.device)
+        self.lanes = [_Lane(list(some), self.stack) for _, some in groupby(self.members, key=_rates)]
         self.backward = quick_backward()
         self.validation = self._validation_inputs()
         self._resume()
@@ -196,8 +241,8 @@ class _Together:
                 self.progress(self.epochs, self.budget.epochs)
 
     def _epoch(self, epoch: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.budget.rate(epoch)
+        for lane in self.lanes:
+            lane.at(epoch)
         losses: list[Tensor] = []
         start = time.perf_counter()
         for step in self._fetch(epoch):
@@ -215,7 +260,7 @@ class _Together:
             try:
                 row = {"epoch": epoch + 1, "train_loss": member._finite(own, epoch)}
                 found = {} if output is None else member._validated(epoch, output[member.place])
-                member.history.append({**row, **found, "lr": self.budget.rate(epoch)})
+                member.history.append({**row, **found, "lr": member.budget.rate(epoch)})
             except (TrainingError, ValueError) as error:  # the latter: a metric that is undefined for this run
                 member.error = error
 
@@ -249,12 +294,14 @@ class _Together:
 
     def _train(self, step: _Step) -> Tensor:
         """One optimiser step of all runs; (S,) their losses."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.stack.weights.values():
+            weight.grad = None
         losses = self._losses(step)
         self.backward(losses, _mean(len(losses), step.anchors))
         if self.budget.clip is not None:
             _clip_each(self.stack.weights.values(), self.budget.clip)
-        self.optimizer.step()
+        for lane in self.lanes:
+            lane.step()
         return losses.detach().view(-1, step.anchors).mean(dim=1)
 
     def _losses(self, step: _Step) -> Tensor:
@@ -303,35 +350,43 @@ class _Together:
 
     def _save(self) -> None:
         """The files of the runs that go on, each as `fit` would write it."""
-        state, names = self.optimizer.state_dict(), list(self.stack.weights)
-        for member in self.members:
-            if member.path is None or member.error is not None:
-                continue
+        names = list(self.stack.weights)
+        for lane in self.lanes:
+            state = lane.optimizer.state_dict()
+            for member in lane.members:
+                if member.path is None or member.error is not None:
+                    continue
 
-            def own(name: str, value: Any, run: int = member.place) -> Any:
-                return self.stack.unstacked(name, value, run) if _by_weight(value) else value
+                def own(name: str, value: Any, run: int = member.place - lane.first) -> Any:
+                    return self.stack.unstacked(name, value, run) if _by_weight(value) else value
 
-            of_weights = {i: {key: own(names[i], v) for key, v in found.items()} for i, found in state["state"].items()}
-            member._write(
-                member.path,
-                model=member.weights(),
-                optimizer={**state, "state": of_weights},
-                precision={},
-                methods=[member.method.state_dict()],
-            )
+                of_weights = {i: {k: own(names[i], v) for k, v in found.items()} for i, found in state["state"].items()}
+                member._write(
+                    member.path,
+                    model=member.weights(),
+                    optimizer={**state, "state": of_weights},
+                    precision={},
+                    methods=[member.method.state_dict()],
+                )
 
     def _resume(self) -> None:
-        """Give the optimiser what those of the runs had come to; the rest the runs know themselves."""
-        given = [member.optimizer_state for member in self.members if member.optimizer_state is not None]
-        if not given:
-            return
-        names, states = list(self.stack.weights), [state["state"] for state in given]
+        """Give the optimisers what those of the runs had come to; the rest the runs know themselves."""
+        names = list(self.stack.weights)
+        for lane in self.lanes:
+            given = [member.optimizer_state for member in lane.members if member.optimizer_state is not None]
+            if not given:
+                continue
+            states = [state["state"] for state in given]
 
-        def joined(i: int, key: str, value: Any) -> Any:
-            return self.stack.stacked(names[i], [state[i][key] for state in states]) if _by_weight(value) else value
+            def joined(i: int, key: str, value: Any, states: list[Any] = states) -> Any:
+                return self.stack.stacked(names[i], [s[i][key] for s in states]) if _by_weight(value) else value
 
-        of_weights = {i: {key: joined(i, key, v) for key, v in found.items()} for i, found in states[0].items()}
-        self.optimizer.load_state_dict({**given[0], "state": of_weights})
+            of_weights = {i: {key: joined(i, key, v) for key, v in found.items()} for i, found in states[0].items()}
+            lane.optimizer.load_state_dict({**given[0], "state": of_weights})
+
+
+def _rates(member: _Member) -> tuple[float, float]:
+    return member.budget.lr, member.budget.weight_decay
 
 
 def _by_weight(value: Any) -> bool:
