@@ -252,6 +252,7 @@ def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:
         if said not in alike:
             alike[said] = repr(shared(create(job.method, job.parameters)))
         groups.setdefault((str(job.method), alike[said], but_for_rates(job.budget), job.hold), []).append(job)
+    alike: dict[str, str] = {}
     pieces = -(-workers // max(1, len(groups)))  # enough for every worker
     found: list[Unit] = []
     for group in groups.values():
