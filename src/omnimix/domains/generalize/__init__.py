@@ -8,6 +8,8 @@ from .group_dro import GroupDRO
 from .inter_domain_mixup import InterDomainMixup, NextDomain
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
+from .qt_dog import MeanOutput, QTDoG, lsq, lsq_levels
+from .ridg import RIDG, rationale_distances
 from .sam import SAM
 from .swad import SWAD, LossValley
 from .tss import TSS
@@ -22,6 +24,7 @@ __all__ = [
     "IDGM",
     "IRM",
     "MMD",
+    "RIDG",
     "SAM",
     "SWAD",
     "TSS",
@@ -29,8 +32,8 @@ __all__ = [
     "ByDomain",
     "Fish",
     "GroupDRO",
-    "LossValley",
     "InterDomainMixup",
+    "LossValley",
     "NextDomain",
     "VREx",
     "coral_distance",
@@ -39,5 +42,10 @@ __all__ = [
     "gradient_products",
     "irm_penalty",
     "mmd_distance",
+    "rationale_distances",
     "view_contrast",
+    "MeanOutput",
+    "QTDoG",
+    "lsq",
+    "lsq_levels",
 ]
