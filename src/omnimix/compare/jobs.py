@@ -28,7 +28,7 @@ from ..data.source import Source, digest
 from ..train.budget import Budget
 from ..train.parts import Data, Part
 from .arguments import fit_sequences
-from .protocol import Hold, Protocol, prepare, split
+from .protocol import Hold, Protocol, official_rows, prepare, split
 from .selection import LEAVE_ONE_OUT, Cell, Chosen, holds, rule_budget
 from .spec import Settings, Spec, canonical, cost, create, decisive, fingerprint
 from .store import Failure, Run
@@ -117,7 +117,7 @@ class _Maker:
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
         source, protocol = plan.source, plan.protocol
-        official = sorted(source.official.items()) if source.official and protocol.official else []
+        official = sorted((official_rows(protocol, source) or {}).items())
         self.settings, self.plan = settings, plan
         self.shared = {
             "data": source.digest,
@@ -236,9 +236,14 @@ def make_network(plan: Plan, seed: int) -> nn.Module:
     if network.name in NETWORKS:
         options = fit_sequences(NETWORKS[network.name], options)
     try:
-        return create_network(network.name, source.input_shape, source.task.outputs, seed=seed, **options)
+        made = create_network(network.name, source.input_shape, source.task.outputs, seed=seed, **options)
     except TypeError as error:
         raise ValueError(f"{network}: {error}") from error
+    if plan.protocol.batch_norm == "frozen":
+        for layer in made.modules():  # the loop leaves layers as they are where the network is in training mode
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+    return made
 
 
 def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:

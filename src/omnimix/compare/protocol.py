@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.checks import one_of
 from ..core.task import Classification
 from ..data.noise import flip_labels
 from ..data.scale import Kind, Scaler
@@ -24,6 +25,8 @@ from ..data.subset import interleaved
 from ..train.budget import Budget
 from ..train.parts import Data, Part
 
+BatchNorm = Literal["train", "frozen"]
+BATCH_NORM: tuple[BatchNorm, ...] = ("train", "frozen")
 Sizes = tuple[float, float, float]
 RULES = ("validation", "last")
 """How the run of a method is selected where the test rows are a random part or the publisher's; see `selection`."""
@@ -60,7 +63,8 @@ class Protocol:
     generator draws the split; "numpy" is `RandomState(seed).permutation`, as reference code draws it. methods:
     parameters of methods that differ from their own defaults; those that a user types come before both. by_domain: a
     run for every domain, which it does not train on; sizes are then those of the parts of a domain. selection: one of
-    `RULES`, or of `DOMAIN_RULES`.
+    `RULES`, or of `DOMAIN_RULES`. batch_norm: "frozen" keeps the statistics of batch-norm layers as they come, with
+    pretrained weights for instance; their scales train.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Protocol:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_domain: bool = False
     selection: str = "validation"
+    batch_norm: BatchNorm = "train"
 
     def describe(self) -> dict[str, Any]:
         """What it holds equal for all runs, as JSON; what it says of single methods is left out."""
@@ -105,13 +110,15 @@ _DIGITS = Protocol(
 )
 
 
-def _by_domain(protocol: Protocol, network: str) -> Protocol:
+def _by_domain(protocol: Protocol, network: str, official: bool = False) -> Protocol:
+    split = "the publisher's split of each" if official else "each domain split 80/20 by seed"
     return replace(
         protocol,
-        name="domains",
-        source=f"DomainBed, ICLR 2021: a run for every held-out domain, each domain split 80/20 by seed; {network}",
+        name="domains-official" if official else "domains",
+        source=f"DomainBed, ICLR 2021: a run for every held-out domain, {split}, equal parts in every batch; {network}",
+        budget=replace(protocol.budget, order="domains"),
         sizes=(0.8, 0.2, 0),
-        official=False,
+        official=official,
         by_domain=True,
         selection="training-domain",
     )
@@ -147,6 +154,7 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
         "table": _by_domain(_TABLE, "MLP 128-128, Adam"),
         "image": _by_domain(_IMAGE, "small CNN, Adam with a cosine schedule"),
     },
+    "domains-official": {"image": _by_domain(_IMAGE, "small CNN, Adam with a cosine schedule", official=True)},
 }
 
 
@@ -157,6 +165,12 @@ def choose(name: str, source: Source) -> Protocol:
     known = PROTOCOLS[name]
     if any(protocol.by_domain for protocol in known.values()):
         check_domains(source)
+    if name == "domains-official" and set(source.official or ()) != {"train", "valid"}:
+        whole = "it has test rows of its own (--protocol default takes those)" if source.official else "it has none"
+        raise ValueError(
+            f"the protocol {name!r} needs the publisher's training and validation rows of every domain; for "
+            f"{source.name} {whole}; use --domain-protocol leave-one-out"
+        )
     if source.builtin and source.name in known:
         return known[source.name]
     if source.kind in known:
@@ -175,6 +189,7 @@ def adjust(
     batch: int | None = None,
     lr: float | None = None,
     selection: str | None = None,
+    batch_norm: BatchNorm | None = None,
 ) -> Protocol:
     """The protocol with what the user asked for in place of its own; ValueError for a rule that it does not have."""
     rules = DOMAIN_RULES if protocol.by_domain else RULES
@@ -183,7 +198,19 @@ def adjust(
         raise ValueError(known if protocol.by_domain else f"{known} (more rules: --protocol domains)")
     asked: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": lr}
     budget = replace(protocol.budget, **{name: value for name, value in asked.items() if value is not None})
-    return replace(protocol, budget=budget, network=net or protocol.network, selection=selection or protocol.selection)
+    return replace(
+        protocol,
+        budget=budget,
+        network=net or protocol.network,
+        selection=selection or protocol.selection,
+        batch_norm=one_of("batch_norm", batch_norm or protocol.batch_norm, BATCH_NORM),
+    )
+
+
+def official_rows(protocol: Protocol, source: Source) -> Mapping[str, Tensor] | None:
+    """The parts that the publisher fixed, where the protocol takes them: with test rows, or of every domain."""
+    found = source.official if protocol.official else None
+    return found if found is not None and (protocol.by_domain or "test" in found) else None
 
 
 def tested_domains(source: Source) -> list[int]:
@@ -216,7 +243,7 @@ def split(protocol: Protocol, source: Source, seed: int, hold: Hold | None = Non
     """
     if protocol.by_domain:
         return _split_by_domain(protocol, source, seed, hold or Hold((tested_domains(source)[0],)))
-    official = source.official if protocol.official else None
+    official = official_rows(protocol, source)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(len(source)) if official is None else official["train"]
     if protocol.shuffle == "numpy":
@@ -235,12 +262,18 @@ def split(protocol: Protocol, source: Source, seed: int, hold: Hold | None = Non
 
 
 def _split_by_domain(protocol: Protocol, source: Source, seed: int, hold: Hold) -> Splits:
-    """The split of a domain depends on the seed and the domain alone, whichever is held out."""
+    """The split of a domain depends on the seed and the domain alone, whichever is held out.
+
+    A publisher's split has no seed; a domain that is held out by it is tested as a whole, but for rows that validate.
+    """
     assert source.domain is not None
-    inner, outer = {}, {}
+    inner, outer, official = {}, {}, official_rows(protocol, source)
     for domain in tested_domains(source):
         name = hashlib.sha256(f"{seed}/{source.domain_names[domain]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "little"))
+        if official is not None:
+            inner[domain], outer[domain] = (part[source.domain[part] == domain] for part in official.values())
+            continue
         rows = torch.nonzero(source.domain == domain).flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)]
         if isinstance(source.task, Classification) and source.y.ndim == 1:
@@ -252,6 +285,8 @@ def _split_by_domain(protocol: Protocol, source: Source, seed: int, hold: Hold) 
         return torch.cat([rows for domain, rows in parts.items() if (domain in hold.out) == out]).sort().values
 
     test = join(inner, True)
+    if official is not None and not hold.oracle:
+        test = torch.cat((test, join(outer, True))).sort().values
     if len(hold.out) > 1:
         return Splits(join(inner, False), test, test)
     return Splits(join(inner, False), join(outer, hold.oracle), test)

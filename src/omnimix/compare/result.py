@@ -16,6 +16,7 @@ from ..train.metrics import HIGHER_IS_BETTER
 from . import rules
 from .rules import Line, Ruled
 from .spec import Settings
+from .stability import Stability
 from .statistics import (
     FEWEST,
     MOST,
@@ -30,6 +31,7 @@ from .statistics import (
     too_short,
 )
 from .store import Failure, Run
+from .targets import Targets, by_target
 
 COLUMNS = (
     "method", "seed", "domain", "held_out", "selection", "label_noise", "draw", "parameters", "status", "error",
@@ -46,6 +48,8 @@ class Result:
     data: what the report says about the data. protocol: what was held equal, as JSON. parameters: those each method ran
     with where they differ from its defaults. tuning: see `selection.tuning`. rules: what other rules of selection
     chose, of which the store holds runs. failed_draws: the number of the draw of hyperparameters of failed runs by key.
+    stability: of the order of methods over the draws. transductive: methods whose predictions depend on the other rows of
+    the test batch.
     """
 
     settings: Settings
@@ -62,6 +66,8 @@ class Result:
     tuning: list[dict[str, Any]] = field(default_factory=list)
     rules: dict[str, Ruled] = field(default_factory=dict)
     failed_draws: dict[str, int] = field(default_factory=dict)
+    stability: list[Stability] = field(default_factory=list)
+    transductive: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -81,6 +87,15 @@ class Result:
     def side_by_side(self) -> list[Line]:
         """Every method under every rule of selection that ran."""
         return rules.side_by_side(self)
+
+    @cached_property
+    def targets(self) -> list[Targets]:
+        """Differences to the baseline by held-out domain."""
+        return by_target(self)
+
+    def label(self, method: str) -> str:
+        """The name of a method in tables."""
+        return f"{method} (transductive)" if method in self.transductive else method
 
     @property
     def version(self) -> str:
@@ -245,6 +260,10 @@ class Result:
     def _selected(self) -> list[str]:
         """By what the runs were chosen, where that is not plain."""
         said = []
+        if self.transductive:
+            said.append(
+                f"{', '.join(self.transductive)}: transductive, predictions depend on the other rows of the test batch"
+            )
         if self.settings.tune > 1:
             said.append(
                 f"each method had {self.settings.tune} draws of hyperparameters, the first its default; each seed uses "
@@ -342,6 +361,8 @@ class Result:
             "selection": self.selection,
             "rows": self.rows(),
             "rules": [line.to_json() for line in self.side_by_side],
+            "targets": [line.to_json() for line in self.targets],
+            "stability": [line.to_json() for line in self.stability],
             "summary": [_summary_json(summary) for summary in [*self.summaries, *map(_nothing, self.without_runs)]],
             "tests": self.tests,
             "pending": self.pending,

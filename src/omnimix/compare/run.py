@@ -32,12 +32,13 @@ from .jobs import (
     units,
     versions,
 )  # fmt: skip
-from .protocol import DOMAIN_RULES, RULES, Hold, adjust, choose, split, tested_domains
+from .protocol import DOMAIN_RULES, RULES, Hold, adjust, choose, official_rows, split, tested_domains
 from .rehearsal import rehearse
 from .result import Result
 from .rules import ORACLE, Ruled
 from .selection import LEAVE_ONE_OUT, choices, table_runs, tuning
 from .spec import Settings, create, parse_specs
+from .stability import stability
 from .store import Failure, Run, Store
 
 USUAL = {
@@ -47,6 +48,8 @@ USUAL = {
 }
 """What is compared where no methods are named, by task."""
 USUAL_IMAGES = ("cutmix", "fmix")
+USUAL_DOMAINS = ("erm", "mixup", "group-dro", "coral", "fish")
+"""Where domains are held out, whatever the task."""
 
 Watch = Callable[[Plan, list[Unit], int, np.ndarray], AbstractContextManager[Callable[[Run | Failure], None]]]
 """Called with the plan, the units to run, the number of runs found in the store, and the share done of each unit while
@@ -144,11 +147,19 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
         create(spec)
     if source is None:
         source = load(
-            settings.data, target=settings.target, task=settings.task, drop=settings.drop, domain=settings.domain
+            settings.data,
+            target=settings.target,
+            task=settings.task,
+            drop=settings.drop,
+            domain=settings.domain,
+            resize=settings.size,
+            rows=settings.rows,
+            data_seed=settings.data_seed,
         )
-    settings = settings.with_methods(USUAL[source.task.name] + (USUAL_IMAGES if source.kind == "image" else ()))
-    _ = settings.baseline_spec
     protocol = choose(settings.protocol, source)
+    usual = USUAL[source.task.name] + (USUAL_IMAGES if source.kind == "image" else ())
+    settings = settings.with_methods(USUAL_DOMAINS if protocol.by_domain else usual)
+    _ = settings.baseline_spec
     protocol = adjust(
         protocol,
         net=settings.net,
@@ -156,6 +167,7 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
         batch=settings.batch,
         lr=settings.lr,
         selection=settings.selection,
+        batch_norm=settings.batch_norm,
     )
     if settings.evaluations is not None and protocol.selection == LEAVE_ONE_OUT:
         raise ValueError(
@@ -214,7 +226,7 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
             "features": list(source.feature_names),
             "classes": list(source.class_names),
             "domains": list(source.domain_names),
-            "random_split": not plan.protocol.by_domain and (source.official is None or not plan.protocol.official),
+            "random_split": not plan.protocol.by_domain and official_rows(plan.protocol, source) is None,
             "split": sizes,
             "folds": _folds(settings, plan),
             "notes": list(source.notes),
@@ -234,6 +246,8 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
         if settings.tune <= 1 and plan.protocol.selection != LEAVE_ONE_OUT
         else json.loads(json.dumps(tuning(plan, order, chosen, runs))),
         failures=[replace(failures[job.key], method=str(job.method)) for job in order if job.key in failures],
+        stability=stability(plan, jobs, runs) if settings.tune > 1 else [],
+        transductive=tuple(str(spec) for spec in settings.specs if create(spec).transductive),
         pending=len(set(keys) - set(runs) - set(failures)),
         foreign=store.foreign(source.digest, code_digest()),
         store=store.path,

@@ -88,21 +88,28 @@ def is_final(job: Job, protocol: Protocol) -> bool:
     return protocol.selection == LEAVE_ONE_OUT and job.hold is not None and len(job.hold.out) == 1
 
 
-def choices(plan: Plan, jobs: Iterable[Job], runs: Mapping[str, Run]) -> dict[Cell, Chosen]:
-    """By cell, what validation chose; cells are left out for which no draw has all its runs."""
-    sign = _sign(headline(plan.source.task))
-    tried = _tried(plan, jobs)
-    found = {}
-    for cell, draws in tried.items():
-        scored = {
-            number: _score([(job, runs[job.key]) for job in some], cell, headline(plan.source.task))
+def scored(plan: Plan, jobs: Iterable[Job], runs: Mapping[str, Run]) -> dict[Cell, dict[int, _Score]]:
+    """By cell and draw, the validation score of every draw that has all its runs."""
+    metric = headline(plan.source.task)
+    return {
+        cell: {
+            number: _score([(job, runs[job.key]) for job in some], cell, metric)
             for number, some in sorted(draws.items())
             if all(job.key in runs for job in some)
         }
-        if scored:
-            best = max(scored, key=lambda number: scored[number][:2])
-            scores = {number: sign * score.value for number, score in scored.items()}
-            found[cell] = Chosen(best, scored[best].epoch, scores[best], scores)
+        for cell, draws in _tried(plan, jobs).items()
+    }
+
+
+def choices(plan: Plan, jobs: Iterable[Job], runs: Mapping[str, Run]) -> dict[Cell, Chosen]:
+    """By cell, what validation chose; cells are left out for which no draw has all its runs."""
+    sign = _sign(headline(plan.source.task))
+    found = {}
+    for cell, draws in scored(plan, jobs, runs).items():
+        if draws:
+            best = max(draws, key=lambda number: draws[number][:2])
+            scores = {number: sign * score.value for number, score in draws.items()}
+            found[cell] = Chosen(best, draws[best].epoch, scores[best], scores)
     return found
 
 

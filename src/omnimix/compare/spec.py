@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -196,6 +196,10 @@ class Settings(BaseModel):
     task: str = "auto"
     drop: tuple[str, ...] = ()
     domain: str | None = None
+    size: int | None = Field(None, ge=1)
+    rows: int | None = Field(None, ge=1)
+    data_seed: int = Field(0, ge=0)
+    batch_norm: Literal["train", "frozen"] | None = None
     net: str | None = None
     epochs: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
