@@ -11,9 +11,9 @@ import numpy as np
 from ...core.checks import one_of
 from ..jobs import Outcome, Plan, Unit
 from . import local
-from .base import shared_fractions
+from .base import Comparison, Work, shared_fractions
 
-__all__ = ["check", "run", "shared_fractions"]
+__all__ = ["Work", "check", "run", "shared_fractions"]
 
 ENGINES = ("local", "ray")
 
@@ -31,7 +31,7 @@ def check(engine: str, address: str | None) -> None:
 
 def run(
     units: Sequence[Unit],
-    plan: Plan,
+    plan: Plan | Work,
     workers: int | None,
     fractions: np.ndarray,
     engine: str = "local",
@@ -39,11 +39,13 @@ def run(
 ) -> Iterator[Outcome]:
     """The outcomes of every unit, as they end. fractions: (len(units),), kept up to date while they run.
 
-    workers: units at a time; None: as many as the cluster at `address` has room for.
+    plan: that of a comparison, or other work. workers: units at a time; None: as many as the cluster at `address` has
+    room for.
     """
+    work = plan if isinstance(plan, Work) else Comparison(plan)
     if engine == "ray":
         from . import ray
 
-        return ray.run(units, plan, workers, fractions, address)
+        return ray.run(units, work, workers, fractions, address)
     assert workers is not None
-    return local.run(units, plan, workers, fractions)
+    return local.run(units, work, workers, fractions)

@@ -17,21 +17,20 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..jobs import Outcome, Plan, Unit, code_digest, device_kind, execute, killed
-from .base import STARTED, pack, register_plugins, unpack
+from ..jobs import Outcome, Unit, code_digest
+from .base import STARTED, Work
 
 REPORT = 0.5
 """Seconds between two reports of progress."""
 
 
 def run(
-    units: Sequence[Unit], plan: Plan, workers: int | None, fractions: np.ndarray, address: str | None = None
+    units: Sequence[Unit], work: Work, workers: int | None, fractions: np.ndarray, address: str | None = None
 ) -> Iterator[Outcome]:
     """The outcomes of every unit, as they end. fractions: (len(units),), kept up to date while they run.
 
@@ -46,7 +45,7 @@ def run(
     ray = load()
     with _cluster(ray, workers, address):
         try:
-            yield from _outcomes(ray, units, plan, workers or len(units), fractions)
+            yield from _outcomes(ray, units, work, workers or len(units), fractions)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             raise ValueError(f"the Ray cluster cannot run this: {str(cause).splitlines()[0]}") from error
@@ -61,12 +60,12 @@ def load() -> Any:
     return ray
 
 
-def _outcomes(ray: Any, units: Sequence[Unit], plan: Plan, workers: int, fractions: np.ndarray) -> Iterator[Outcome]:
+def _outcomes(ray: Any, units: Sequence[Unit], work: Work, workers: int, fractions: np.ndarray) -> Iterator[Outcome]:
     lost, crashed = _faults(ray)
-    gpus = 1 if device_kind(plan.source, plan.protocol) == "gpu" else 0
+    gpus = 1 if work.device == "gpu" else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_in_worker)
     board = _board(ray)
-    packed = ray.put(replace(pack(plan), checkpoints=plan.checkpoints and plan.checkpoints.absolute()))
+    packed = ray.put(work.packed())
     waiting, alone, died = deque(range(len(units))), deque[int](), set[int]()
     running: dict[Any, int] = {}
     try:
@@ -88,7 +87,7 @@ def _outcomes(ray: Any, units: Sequence[Unit], plan: Plan, workers: int, fractio
                         died.add(place)
                         alone.append(place)
                         continue
-                    outcome = killed(units[place], plan, error)
+                    outcome = work.killed(units[place], error)
                 fractions[place] = 1.0
                 yield outcome
             for place, share in ray.get(board.shares.remote()).items():
@@ -100,16 +99,15 @@ def _outcomes(ray: Any, units: Sequence[Unit], plan: Plan, workers: int, fractio
         ray.kill(board)
 
 
-def _in_worker(place: int, unit: Unit, plan: Plan, board: Any, code: str) -> Outcome:
+def _in_worker(place: int, unit: Unit, work: Work, board: Any, code: str) -> Outcome:
     if code != _code():  # its results would be taken for ours
         raise ValueError(f"this process has omnimix and torch {code}, a worker {_code()}; install the same everywhere")
-    if device_kind(plan.source, plan.protocol) == "cpu":  # also where only this machine has a GPU
+    if work.device == "cpu":  # also where only this machine has a GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
-    register_plugins(plan)
     with warnings.catch_warnings():  # the object store is read-only
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        plan = unpack(plan)
+        work = work.unpacked()
     last = -REPORT
 
     def tell(share: float) -> None:
@@ -119,7 +117,7 @@ def _in_worker(place: int, unit: Unit, plan: Plan, board: Any, code: str) -> Out
             board.tell.remote(place, max(STARTED, share))
 
     tell(0.0)
-    return execute(unit, plan, tell)
+    return work.execute(unit, tell)
 
 
 def _code() -> str:
