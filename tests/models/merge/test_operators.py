@@ -76,6 +76,7 @@ def test_slerp_by_hand_and_at_its_ends():
     assert torch.equal(merge.slerp(a, b, 1.0), b)
     assert torch.equal(merge.slerp(a, a, 0.3), a)
     close(merge.slerp(a, 0 * a, 0.25), 0.75 * a)
+    close(merge.slerp(torch.tensor([1.0]), torch.tensor([-3.0]), 0.25), torch.tensor([0.0]))
     with pytest.raises(ValueError, match="opposite"):
         merge.slerp(a, -a)
     with pytest.raises(ValueError, match=r"t must be a number in \[0, 1\], got 2"):
@@ -251,6 +252,8 @@ def test_integers_are_copied_and_must_agree():
     b["steps"] = torch.tensor(4)
     with pytest.raises(ValueError, match="'steps' is int64, which is copied and not averaged, and differs"):
         merge.Linear()([a, b])
+    batches = [{"bn.num_batches_tracked": torch.tensor(v)} for v in (3, 4)]
+    assert merge.Linear()(batches)["bn.num_batches_tracked"].item() == 3
 
 
 @pytest.mark.parametrize(
@@ -260,6 +263,7 @@ def test_integers_are_copied_and_must_agree():
         ({"v": torch.ones(2)}, "only one of model 0 and model 1 has 'v', 'w'"),
         ({"w": torch.tensor([1.0, math.nan])}, "model 1: tensor 'w' holds nan at entry 1"),
         ({"w": torch.tensor([-math.inf, 0.0])}, "model 1: tensor 'w' holds -inf at entry 0"),
+        ({"w": torch.ones(2, dtype=torch.int64)}, "'w' is torch.float32 in model 0 and torch.int64 in model 1"),
         ({"w": "x"}, "model 1: 'w' must be a tensor, got str"),
     ],
 )

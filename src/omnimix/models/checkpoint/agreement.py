@@ -59,7 +59,7 @@ class Disagreement(ValueError):
 def differences(
     checkpoints: Sequence[Checkpoint], dtype: torch.dtype | None = None, allow: Collection[str] = ()
 ) -> list[Difference]:
-    """What stands in the way of a merge. dtype: the one asked for, if any: inputs may then differ. allow: of ALLOWED."""
+    """What stands in the way of a merge. dtype: asked for, if any; inputs may then differ. allow: of ALLOWED."""
     rows = [*_tensors(checkpoints, dtype is not None), *_ties(checkpoints), *_quantised(checkpoints)]
     if "config" not in allow:
         rows += _configs(checkpoints)

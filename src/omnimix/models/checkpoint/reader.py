@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .safetensors import Entry, read_header
+from .safetensors import CODES, Entry, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class Checkpoint:
             if len(files) > 1 and self.folder / "model.safetensors" not in files:
                 raise ValueError(f"{self.path}: holds {len(files)} safetensors files but no {INDEX}")
             files = [self.folder / "model.safetensors"] if len(files) > 1 else files
-            files = files or sorted(p for p in self.folder.iterdir() if p.suffix in PICKLES)
+            files = files or self._pickles(self.folder)
         if self.folder is not None and (self.folder / "adapter_config.json").exists():
             raise ValueError(f"{self.path}: is an adapter, not a whole model; merge it into its base first")
         if not files:
@@ -57,10 +57,20 @@ class Checkpoint:
             if file.suffix == ".safetensors":
                 self.entries |= read_header(file)
             elif file.suffix in PICKLES:
-                self._loaded |= _unpickled(file, unpickle)
+                loaded = _unpickled(file, unpickle)
+                if twice := loaded.keys() & self._loaded.keys():
+                    raise ValueError(f"{file}: tensor {min(twice)!r} is in another file too")
+                self._loaded |= loaded
             else:
                 raise ValueError(f"{file}: is no file of weights; known endings are .safetensors, {', '.join(PICKLES)}")
         return files
+
+    def _pickles(self, folder: Path) -> list[Path]:
+        held = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+        named = [path for path in held if path.name.startswith("pytorch_model")]
+        if len(held) > 1 and not named:
+            raise ValueError(f"{self.path}: holds {len(held)} pickles; name the one with the weights")
+        return named or held
 
     def _by_index(self, index: Path) -> list[Path]:
         places = read_json(index, {}).get("weight_map")
@@ -144,9 +154,12 @@ def _unpickled(file: Path, allowed: bool) -> dict[str, Tensor]:
         raise ValueError(
             f"{file}: holds more than tensors, or is damaged; it was not loaded ({str(error).splitlines()[0]})"
         ) from None
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    if not isinstance(held, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in held.items()):
         raise ValueError(f"{file}: is no state dict (a dictionary of tensors); save model.state_dict() alone")
-    return held
+    for name, value in held.items():
+        if value.dtype not in CODES or value.layout != torch.strided:
+            raise ValueError(f"{file}: tensor {name!r} is {value.dtype}, {value.layout}, which safetensors cannot hold")
+    return {name: value.detach() for name, value in held.items()}
 
 
 def read_json(file: Path, default: Any = None) -> Any:

@@ -94,7 +94,7 @@ class Merger:
 
 
 def agree(one: Source, other: Source) -> None:
-    """ValueError unless both have the same names and shapes."""
+    """ValueError unless both have the same names and shapes, with numbers of one kind."""
     if absent := sorted(set(one.names()) ^ set(other.names())):
         raise ValueError(f"only one of {one.label} and {other.label} has {', '.join(map(repr, absent[:5]))}")
     for name in one.names():
@@ -102,12 +102,19 @@ def agree(one: Source, other: Source) -> None:
             raise ValueError(
                 f"tensor {name!r} has shape {one.shape(name)} in {one.label} and {other.shape(name)} in {other.label}"
             )
+        if one.dtype(name).is_floating_point != other.dtype(name).is_floating_point:
+            raise ValueError(
+                f"tensor {name!r} is {one.dtype(name)} in {one.label} and {other.dtype(name)} in {other.label}"
+            )
 
 
 def same(name: str, sources: Sequence[Source], start: int, stop: int) -> Tensor:
-    """Entries of a tensor that must be equal in all sources, such as integer buffers."""
+    """Entries of a tensor that must be equal in all sources, such as integer buffers.
+
+    Batch normalisation's count of batches may differ: evaluation does not read it.
+    """
     first = sources[0].block(name, start, stop)
-    for source in sources[1:]:
+    for source in sources[1:] if name.rpartition(".")[2] != "num_batches_tracked" else ():
         if not torch.equal(source.block(name, start, stop), first):
             raise ValueError(
                 f"tensor {name!r} is {str(sources[0].dtype(name)).removeprefix('torch.')}, which is copied and not "

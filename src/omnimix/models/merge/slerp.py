@@ -1,8 +1,8 @@
 """SLERP: interpolation along the great circle between the flattened tensors of two models.
 
-v(t) = sin((1-t) W)/sin W a + sin(t W)/sin W b with cos W = a.b / (|a| |b|); linear where |cos W| > 0.9995 or where one
-is zero. Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for weights as merge tools do, tensor by
-tensor with the magnitudes left in the sum.
+v(t) = sin((1-t) W)/sin W a + sin(t W)/sin W b with cos W = a.b / (|a| |b|); linear where |cos W| > 0.9995, and for
+tensors that are zero or have a single entry. Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for
+weights as merge tools do, tensor by tensor with the magnitudes left in the sum.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Slerp(Merger):
     def measure(self, blocks: Blocks) -> tuple[float, float]:
         """The factors of the two tensors."""
         dot = left = right = 0.0
-        name = ""
+        name, entries = "", 0
         for block in blocks():
             a, b = block.models
             dot, left, right = dot + _dot(a, b), left + _dot(a, a), right + _dot(b, b)
-            name = block.name
+            name, entries = block.name, entries + a.numel()
         size = math.sqrt(left) * math.sqrt(right)
         cosine = min(1.0, max(-1.0, dot / size)) if size else 1.0
-        if cosine < -STRAIGHT and 0 < self.t < 1:
+        if cosine < -STRAIGHT and 0 < self.t < 1 and entries > 1:
             raise ValueError(f"tensor {name!r} has opposite values in the two models: no path between them is shortest")
         if abs(cosine) > STRAIGHT:
             return 1 - self.t, self.t

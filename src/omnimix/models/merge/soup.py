@@ -45,7 +45,7 @@ def greedy_soup(
     first, *others = sorted(range(len(models)), key=lambda i: -alone[i])
     chosen, soup, best = [first], dict(models[first]), alone[first]
     for i in others:
-        mean = Linear([len(chosen), 1.0])([soup, models[i]])
+        mean = UniformSoup()([models[j] for j in (*chosen, i)])
         value = judged(mean, f"the soup with model {i}")
         if value >= best:
             chosen, soup, best = [*chosen, i], mean, value
