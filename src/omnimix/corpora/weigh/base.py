@@ -67,10 +67,10 @@ class Mean(Regressor):
         raise ValueError("fit the parts, each to its own losses")
 
     def predict(self, weights: Array) -> Array:
-        return sum(s * part.predict(weights) for s, part in zip(self.shares, self.parts, strict=True))  # type: ignore[return-value]
+        return np.asarray(self.shares @ np.stack([part.predict(weights) for part in self.parts]))
 
     def gradient(self, weights: Array) -> Array:
-        return sum(s * part.gradient(weights) for s, part in zip(self.shares, self.parts, strict=True))  # type: ignore[return-value]
+        return np.asarray(self.shares @ np.stack([part.gradient(weights) for part in self.parts]))
 
 
 def lowest(values: Array, k: int) -> Array:

@@ -1,8 +1,8 @@
 """Which mixtures to try: designs on the simplex of domain weights, within caps.
 
-"dirichlet" is the design of RegMix (Liu et al., ICLR 2025, arXiv 2407.01492): with token shares p, prior q_i ~ p_i^(1/T),
-w ~ Dirichlet(s q), s from 15 log-spaced strengths, kept if w_i <= min(cap p_i, 1). "sobol" spreads runs evenly over the
-whole simplex, "grid" takes every multiple of a step. Cost: none beside the runs that are trained afterwards.
+"dirichlet" is the design of RegMix (Liu et al., ICLR 2025, arXiv 2407.01492): with token shares p, prior
+q_i ~ p_i^(1/T), w ~ Dirichlet(s q), s from 15 log-spaced strengths, kept if w_i <= min(cap p_i, 1). "sobol" spreads
+runs evenly over the whole simplex, "grid" takes every multiple of a step. Cost: none beside the runs themselves.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class MixtureDesign:
             )
         if self.kind == "sobol":
             return self._spread(found, runs, generator)
-        return found[random.permutation(len(found), generator)[:runs].numpy()]
+        return np.asarray(found[random.permutation(len(found), generator)[:runs].numpy()])
 
     def candidates(self, count: int, generator: torch.Generator | None = None) -> Array:
         """(count, k) unrounded draws within the caps, for simulation."""
@@ -118,15 +118,17 @@ class MixtureDesign:
         order = np.argsort(np.where(points > 0, whole - units, np.inf), axis=1, kind="stable")
         left = total - whole.sum(1, keepdims=True)
         np.put_along_axis(whole, order, np.take_along_axis(whole, order, 1) + (np.arange(whole.shape[1]) < left), 1)
-        return whole / total
+        return np.asarray(whole / total)
 
     def _grid(self) -> Array:
         """All points whose weights are multiples of `minimum`, zeros among them."""
         steps, k = round(1 / self.minimum) if self.minimum else 0, len(self.domains)
         if not steps or abs(steps * self.minimum - 1) > 1e-9 or math.comb(steps + k - 1, k - 1) > 2_000_000:
-            raise ValueError(f"a grid needs minimum = 1/n with at most 2e6 points, got {self.minimum!r} for {k} domains")
+            raise ValueError(
+                f"a grid needs minimum = 1/n with at most 2e6 points, got {self.minimum!r} for {k} domains"
+            )
         bars = np.array(list(combinations(range(steps + k - 1), k - 1)))
-        return (np.diff(bars, prepend=-1, append=steps + k - 1, axis=1) - 1) / steps
+        return np.asarray((np.diff(bars, prepend=-1, append=steps + k - 1, axis=1) - 1) / steps)
 
     def _spread(self, found: Array, runs: int, generator: torch.Generator) -> Array:
         """The runs that lie farthest apart: each next one is the farthest from those that are chosen."""

@@ -30,10 +30,10 @@ class Ridge(Regressor):
         self.intercept = float(level - centre @ self.coefficients)
 
     def predict(self, weights: Array) -> Array:
-        return self.intercept + np.asarray(weights, dtype=np.float64) @ self.coefficients
+        return np.asarray(self.intercept + np.asarray(weights, dtype=np.float64) @ self.coefficients)
 
     def gradient(self, weights: Array) -> Array:
-        return self.coefficients
+        return np.asarray(self.coefficients)
 
 
 class OLS(Ridge):

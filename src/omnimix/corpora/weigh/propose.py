@@ -1,8 +1,8 @@
 """From a fitted regressor to a mixture: simulate and average, or minimise on the simplex within caps.
 
 `simulate` is RegMix's proposer for any regressor; `convex` finds min L(w) + kl KL(w || prior) over sum w = 1,
-0 <= w <= caps, and proves it: for convex L, L(w) - L(w*) <= max over v of <grad L(w), w - v>, a linear programme that is
-solved by filling the cheapest domains first (Jaggi, ICML 2013). `slsqp` takes the best of several starts where L is
+0 <= w <= caps, and proves it: for convex L, L(w) - L(w*) <= max over v of <grad L(w), w - v>, a linear programme that
+is solved by filling the cheapest domains first (Jaggi, ICML 2013). `slsqp` takes the best of several starts where L is
 smooth but not convex.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize
 
 from ...core import random
 from ...core.checks import at_least, non_negative
@@ -31,7 +31,7 @@ def simulate(regressor: Regressor, candidates: Array, top: int = 128) -> Array:
     if top > len(candidates):
         raise ValueError(f"top must be at most the number of candidates, {len(candidates)}, got {top}")
     mean = candidates[regressor.lowest(candidates, top)].mean(0)
-    return mean / mean.sum()
+    return np.asarray(mean / mean.sum())
 
 
 def convex(
@@ -51,7 +51,7 @@ def convex(
     for _ in range(2000):
         if gap(slope(w), w, caps) <= tolerance:
             return w
-        w = _step(value, slope, w, caps)
+        w = _step(slope, w, caps)
     raise ValueError(
         f"the lowest loss was not found within {tolerance:g} (it is at most {gap(slope(w), w, caps):.3g} lower): "
         "raise tolerance"
@@ -66,8 +66,8 @@ def slsqp(
     caps, generator = _caps(k, caps), random.resolve(generator)
     value, slope = _objective(regressor, k, None, 0.0)
     begin = [caps / caps.sum()]
-    draws = random.dirichlet(1.0, at_least("starts", starts, 1) - 1, k, generator).numpy() if starts > 1 else []
-    begin += [_within(draw, caps) for draw in draws]
+    draws = random.dirichlet(1.0, at_least("starts", starts, 1), k, generator).numpy()
+    begin += [_within(draw, caps) for draw in draws[1:]]
     return min((_descend(value, slope, w, caps) for w in begin), key=value)
 
 
@@ -123,17 +123,22 @@ def _within(w: Array, caps: Array) -> Array:
     w = np.clip(w, 0, caps)
     room = caps - w
     missing = 1 - w.sum()
-    return w + room * missing / room.sum() if missing > 0 else w / w.sum()
+    return np.asarray(w + room * missing / room.sum() if missing > 0 else w / w.sum())
 
 
-def _step(value: Callable[[Array], float], slope: Callable[[Array], Array], w: Array, caps: Array) -> Array:
-    """One pairwise step: weight goes from the most to the least costly domain, as far as pays."""
+def _step(slope: Callable[[Array], Array], w: Array, caps: Array) -> Array:
+    """One pairwise step: weight goes from the most to the least costly domain, as far as that pays."""
     costs = slope(w)
     giver = int(np.where(w > FLOOR, costs, -np.inf).argmax())
     taker = int(np.where(w < caps, costs, np.inf).argmin())
     most = min(w[giver], caps[taker] - w[taker])
     direction = np.zeros(len(w))
     direction[giver], direction[taker] = -1.0, 1.0
-    length = minimize_scalar(lambda t: value(w + t * direction), bounds=(0, most), method="bounded").x
-    best = min((0.0, length, most), key=lambda t: value(w + t * direction))
-    return w + best * direction
+
+    def along(t: float) -> float:
+        return float(slope(w + t * direction) @ direction)
+
+    if along(0.0) >= 0:
+        return w
+    length = most if along(most) <= 0 else brentq(along, 0.0, most, xtol=1e-16)
+    return np.asarray(w + length * direction)

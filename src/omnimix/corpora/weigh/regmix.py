@@ -58,8 +58,10 @@ class LightGBM(Regressor):
             parts = np.array_split(np.arange(len(x)), threads)
             # a model each: which trees a prediction adds up is state that LightGBM keeps in the model
             trees = [self.trees, *(copy.deepcopy(self.trees) for _ in parts[1:])]
-            found = np.concatenate(list(pool.map(lambda t, rows: rows[self._pruned(t, x[rows], k, least)], trees, parts)))
-        return found[super().lowest(x[found], k)]
+            found = np.concatenate(
+                list(pool.map(lambda t, rows: rows[self._pruned(t, x[rows], k, least)], trees, parts))
+            )
+        return np.asarray(found[super().lowest(x[found], k)])
 
     def _pruned(self, trees: Any, x: Array, k: int, least: Array) -> Array:
         """Rows among which the k lowest are, in their order."""

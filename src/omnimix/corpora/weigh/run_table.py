@@ -215,7 +215,9 @@ class _Sheet:
         for line, row in self.rows:
             run = row[at]
             if run in table:
-                raise ValueError(f"{self.path}, line {line}: {key} {run} is there twice, first on line {self.lines[run]}")
+                raise ValueError(
+                    f"{self.path}, line {line}: {key} {run} is there twice, first on line {self.lines[run]}"
+                )
             self.lines[run] = line
             table[run] = np.array(
                 [_number(row[i], f"{self.path}, line {line}, column {self.header[i]!r}") for i in columns]
