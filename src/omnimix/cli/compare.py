@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from ..compare.jobs import Job, Plan, Unit
     from ..compare.result import Result
+    from ..compare.spec import Settings
     from ..compare.store import Failure, Run
     from ..compare.suite import Suite
+    from ..data import Source
 
 
 DATA, ROWS, TRAINING, CHOICE, RUNNING = "Data", "Rows of the table", "Training", "Tuning and selection", "Running"
@@ -36,7 +38,8 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="A built-in data set (airfoil, digits, ...), or a file or folder; several with commas.",
+            help="A built-in data set (airfoil, digits, ...), or a file or folder, or KIND:PATH (pacs:DIR, "
+            "rotated-mnist:DIR, ...); several with commas.",
             rich_help_panel=DATA,
         ),
     ],
@@ -48,6 +51,20 @@ def compare(
     domain: Annotated[
         str | None, typer.Option(help="The column whose values are domains.", rich_help_panel=DATA)
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Bring images to this height and width.", rich_help_panel=DATA)
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="At most so many rows of every domain (in all, where there are none).", rich_help_panel=DATA),
+    ] = None,
+    data_seed: Annotated[
+        int,
+        typer.Option(
+            help="What draws those rows, and makes the domains of rotated-mnist and the like; the same in all runs.",
+            rich_help_panel=DATA,
+        ),
+    ] = 0,
     label_noise: Annotated[
         float,
         typer.Option(
@@ -79,18 +96,47 @@ def compare(
         ),
     ] = False,
     seeds: Annotated[
-        str, typer.Option(help="How many (5: seeds 0 to 4), or which (3,5,7).", rich_help_panel=TRAINING)
-    ] = "5",
+        str | None,
+        typer.Option(
+            "--seeds",
+            "--trials",
+            help="How many (5: seeds 0 to 4), or which (3,5,7); each with a split of its own. Default: 5.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     protocol: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What is held equal: default, c-mixup (airfoil, no2), or domains (each one held out in turn).",
             rich_help_panel=TRAINING,
         ),
-    ] = "default",
+    ] = None,
+    domain_protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="leave-one-out: every domain held out in turn (--protocol domains); official: with the publisher's "
+            "training and validation rows of each.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="What to spend on a comparison over domains where nothing else is said: quick (minutes), or full (20 "
+            "draws, 3 seeds).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     net: Annotated[
         str | None,
         typer.Option(help="The network: mlp:hidden=64+64, small-cnn, timm:NAME, ...", rich_help_panel=TRAINING),
+    ] = None,
+    batch_norm: Annotated[
+        str | None,
+        typer.Option(
+            help="train, or frozen: keep the statistics of batch-norm layers as they come with pretrained weights.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.", rich_help_panel=TRAINING)] = None,
     evaluations: Annotated[
@@ -103,17 +149,21 @@ def compare(
     batch: Annotated[int | None, typer.Option(help="Rows of a training step.", rich_help_panel=TRAINING)] = None,
     lr: Annotated[float | None, typer.Option(help="The learning rate.", rich_help_panel=TRAINING)] = None,
     tune: Annotated[
-        int,
+        int | None,
         typer.Option(
+            "--tune",
+            "--draws",
             help="Draws of hyperparameters for every method, the first its default; validation chooses, seed by seed.",
             rich_help_panel=CHOICE,
         ),
-    ] = 0,
+    ] = None,
     selection: Annotated[
         str | None,
         typer.Option(
+            "--selection",
+            "--select",
             help="What chooses epoch and draw: validation or last; for --protocol domains training-domain, "
-            "leave-one-domain-out, oracle or last. Default: the protocol's.",
+            "leave-one-domain-out, oracle or last; several with commas. Default: the protocol's.",
             rich_help_panel=CHOICE,
         ),
     ] = None,
@@ -141,6 +191,10 @@ def compare(
             rich_help_panel=RUNNING,
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say which runs are missing, and run nothing.", rich_help_panel=RUNNING),
+    ] = False,
     log: Annotated[
         str | None,
         typer.Option(help="Also log runs to tensorboard:FOLDER, mlflow:URI or csv:FOLDER.", rich_help_panel=RUNNING),
@@ -158,34 +212,53 @@ def compare(
     A comparison that was stopped continues where it was: runs in the store are not repeated.
     """
     with user_errors():
+        from ..compare.profile import DOMAIN_PROTOCOLS, with_profile
         from ..compare.run import Watch
         from ..compare.run import compare as run
         from ..compare.spec import parse_seeds, parse_specs, settings
         from ..compare.suite import compare_suite, data_names
+        from ..core.checks import one_of
 
-        common = settings(
-            data=data,
-            methods=tuple(map(str, parse_specs(methods))) if methods else (),
-            seeds=parse_seeds(seeds),
-            target=target,
-            task=task,
-            drop=tuple(part.strip() for part in drop.split(",") if part.strip()),
-            domain=domain,
-            protocol=protocol,
-            net=net,
-            epochs=epochs,
-            batch=batch,
-            lr=lr,
-            label_noise=label_noise,
-            noise_seed=noise_seed,
-            baseline=baseline,
-            tune=tune,
-            selection=selection,
-            controls=controls,
-            equal_compute=equal_compute,
-            evaluations=evaluations,
-        )
+        if domain_protocol is not None:
+            if protocol is not None:
+                raise ValueError("--domain-protocol is a protocol: leave out --protocol")
+            protocol = DOMAIN_PROTOCOLS[one_of("domain_protocol", domain_protocol, tuple(DOMAIN_PROTOCOLS))]
+        named = [part.strip() for part in (selection or "").split(",") if part.strip()]
+        chosen: list[str | None] = [*named] or [None]
+        given = {
+            "data": data,
+            "methods": tuple(map(str, parse_specs(methods))) if methods else (),
+            "seeds": None if seeds is None else parse_seeds(seeds),
+            "target": target,
+            "task": task,
+            "drop": tuple(part.strip() for part in drop.split(",") if part.strip()),
+            "domain": domain,
+            "size": size,
+            "rows": rows,
+            "data_seed": data_seed,
+            "protocol": protocol,
+            "batch_norm": batch_norm,
+            "net": net,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "label_noise": label_noise,
+            "noise_seed": noise_seed,
+            "baseline": baseline,
+            "tune": tune,
+            "selection": chosen[0],
+            "controls": controls,
+            "equal_compute": equal_compute,
+            "evaluations": evaluations,
+        }
+        common = settings(**with_profile(profile, given))
         asked = [common.model_copy(update={"data": name}) for name in data_names(data)]
+        if dry_run:
+            for one in asked:
+                source = None
+                for rule in chosen:
+                    source = _say_missing(one.model_copy(update={"selection": rule}), out, source)
+            return
         messages = console(stderr=True)
         watch = _Watch(messages, quiet, several=len(asked) > 1)
         seen: Watch = watch
@@ -201,7 +274,9 @@ def compare(
             "together": not apart,
         }
         try:
-            result = compare_suite(asked, out, **how) if len(asked) > 1 else run(asked[0], out, **how)
+            for rule in reversed(chosen):  # the report of the first one shows all of them
+                wanted = [one.model_copy(update={"selection": rule}) for one in asked]
+                result = compare_suite(wanted, out, **how) if len(wanted) > 1 else run(wanted[0], out, **how)
         except KeyboardInterrupt:
             typer.echo(f"omnimix: stopped; {watch.kept}; the same command continues from there", err=True)
             raise typer.Exit(130) from None
@@ -211,6 +286,35 @@ def compare(
         show(result, messages if as_json else console(stderr=False))
     if not result.complete:
         raise typer.Exit(1)
+
+
+def _say_missing(asked: Settings, out: Path | None, source: Source | None) -> Source:
+    """What `compare` would run, by method and by what is held out; gives back the data."""
+    from ..compare.missing import missing
+
+    found = missing(asked, out, source)
+    have, jobs = len(found.needed) - len(found.jobs), found.jobs
+    said = console(stderr=False)
+    said.print(
+        f"{found.plan.source.name}, selection by {found.plan.protocol.selection}: {len(found.needed)} runs are needed, "
+        f"{have} are in the store, {len(jobs)} are missing"
+        + (f"; {found.later} more follow once those have chosen" if found.later else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+    if not jobs:
+        return found.plan.source
+    table = Table("method", "seed", "held out", title="missing runs", title_justify="left")
+    table.add_column("runs", justify="right")
+    names, counts = found.plan.source.domain_names, dict[tuple[str, int, str], int]()
+    for job in jobs:
+        out_of = "" if job.hold is None else " and ".join(names[domain] for domain in job.hold.out)
+        key = (str(job.method), job.seed, out_of)
+        counts[key] = counts.get(key, 0) + 1
+    for (method, seed, out_of), count in counts.items():
+        table.add_row(escape(method), str(seed), escape(out_of), str(count))
+    said.print(table)
+    return found.plan.source
 
 
 class _Watch:
@@ -318,6 +422,10 @@ def show(result: Result | Suite, out: Console) -> None:
         out.print(_main_table(result))
         if result.protocol.get("by_domain"):
             out.print(_domains_table(result))
+            if result.targets:
+                out.print(_targets_table(result))
+            if result.stability:
+                out.print(_stability_table(result))
         if len(result.metrics) > 1:
             out.print(_metrics_table(result))
         for summary in result.ranking:
@@ -360,7 +468,7 @@ def _main_table(result: Result) -> Table:
     for summary in result.ranking:
         found, gap = summary.metrics[result.primary], summary.difference.get(result.primary)
         table.add_row(
-            escape(summary.method),
+            escape(result.label(summary.method)),
             str(summary.n),
             f"{found.mean:.{places}f}" + ("" if found.sd is None else f" ± {found.sd:.{places}f}"),
             escape(show_interval(found.ci95, places)),
@@ -388,6 +496,39 @@ def _domains_table(result: Result) -> Table:
     return table
 
 
+def _targets_table(result: Result) -> Table:
+    """Differences to the baseline in every held-out domain, with intervals."""
+    from ..compare.result import signed
+    from ..compare.statistics import Estimate
+
+    title = (
+        f"{result.primary} minus {result.baseline} by held-out domain, paired by seed (t interval); all: pairs of seed "
+        "and domain (bootstrap)"
+    )
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("method")
+    for name in (*result.domains, "all"):
+        table.add_column(escape(name), justify="right")
+    places = result.places(result.primary)
+    for line in result.targets:
+        gaps = [*(line.domains.get(name) for name in result.domains), line.pairs]
+        shown = ["" if gap is None else signed(Estimate(gap.n, gap.mean, None, gap.ci95), places) for gap in gaps]
+        table.add_row(escape(result.label(line.method)), *map(escape, shown))
+    return table
+
+
+def _stability_table(result: Result) -> Table:
+    table = Table(title="ranks when the draws of hyperparameters are drawn again", title_justify="left")
+    table.add_column("method")
+    for name in ("mean rank", "95 % of ranks", "first"):
+        table.add_column(name, justify="right")
+    for line in result.stability:
+        table.add_row(
+            escape(line.method), f"{line.rank:.1f}", f"{line.low:.0f} to {line.high:.0f}", f"{line.first:.0%}"
+        )
+    return table
+
+
 def _metrics_table(result: Result) -> Table:
     table = Table(title="other test metrics, mean ± sd", title_justify="left")
     table.add_column("method")
@@ -400,5 +541,5 @@ def _metrics_table(result: Result) -> Table:
             found, places = summary.metrics.get(name), result.places(name)
             spread = "" if found is None or found.sd is None else f" ± {found.sd:.{places}f}"
             cells.append("" if found is None else f"{found.mean:.{places}f}{spread}")
-        table.add_row(escape(summary.method), *cells)
+        table.add_row(escape(result.label(summary.method)), *cells)
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data import Source
 from .jobs import Job, Plan, final_jobs
 from .run import make_plan
 from .selection import LEAVE_ONE_OUT, choices
@@ -30,9 +31,9 @@ class Missing:
         return [job for job in self.needed if job.key not in self.have]
 
 
-def missing(settings: Settings, out: str | Path | None = None) -> Missing:
+def missing(settings: Settings, out: str | Path | None = None, source: Source | None = None) -> Missing:
     """What `compare(settings, out)` would run; ValueError for settings that do not fit the data."""
-    settings, plan, jobs = make_plan(settings)
+    settings, plan, jobs = make_plan(settings, source)
     folder = Path("omnimix-out") / plan.source.name if out is None else Path(out)
     runs: dict[str, Run] = {}
     if (folder / "store.db").exists():
