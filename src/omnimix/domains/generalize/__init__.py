@@ -3,6 +3,7 @@
 from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
 from .dann import CDANN, DANN
+from .domaindrop import DomainDrop
 from .fish import IDGM, Fish, gradient_products
 from .group_dro import GroupDRO
 from .inter_domain_mixup import InterDomainMixup, NextDomain
@@ -30,22 +31,23 @@ __all__ = [
     "TSS",
     "XDED",
     "ByDomain",
+    "DomainDrop",
     "Fish",
     "GroupDRO",
     "InterDomainMixup",
     "LossValley",
+    "MeanOutput",
     "NextDomain",
+    "QTDoG",
     "VREx",
     "coral_distance",
     "ensemble_distillation",
     "exchange_amplitudes",
     "gradient_products",
     "irm_penalty",
+    "lsq",
+    "lsq_levels",
     "mmd_distance",
     "rationale_distances",
     "view_contrast",
-    "MeanOutput",
-    "QTDoG",
-    "lsq",
-    "lsq_levels",
 ]
