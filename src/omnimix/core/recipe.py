@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -14,6 +15,7 @@ from .criterion import per_sample, sample_weight, total
 from .tree import Tree
 
 Target: TypeAlias = Literal["two-part", "soft"]
+Views: TypeAlias = tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Recipe:
     label_share: (B, K) what each contributes to the label; None means `share`; it need not sum to 1. loss_weight: (B,)
     or None. mask: (B or 1, 1, *spatial), 1 where the sample itself shows, for spatial operations. place: "input" or the
     name of the tap where the mixing happened. moved: for operations that move cells: label maps (R, C, *spatial) to the
-    tuple (own, partner's), each (B, C, *spatial), that `mask` joins, or to the one map (B, C, *spatial) that is shown.
+    tuple (own, partner's), each (B, C, *spatial), that `mask` joins, or to the one map (B, C, *spatial) that is shown,
+    or to pairs of a map and its weights (B, 1, *spatial), where a cell may show any of K samples.
     A row whose partners are all itself is not mixed.
     """
 
@@ -34,7 +37,7 @@ class Recipe:
     loss_weight: Tensor | None = None
     mask: Tensor | None = None
     place: str = "input"
-    moved: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    moved: Callable[[Tensor], Views] | None = None
 
     def __post_init__(self) -> None:
         if self.partner.ndim != 2 or self.share.shape != self.partner.shape:
@@ -45,7 +48,7 @@ class Recipe:
             object.__setattr__(self, "label_share", self.share)
 
     def with_share(
-        self, share: Tensor, mask: Tensor | None = None, moved: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+        self, share: Tensor, mask: Tensor | None = None, moved: Callable[[Tensor], Views] | None = None
     ) -> Recipe:
         """The recipe that an operation really applied: inputs and labels both follow `share`."""
         return replace(self, share=share, label_share=share, mask=mask, moved=moved)
@@ -99,13 +102,14 @@ def laid(y: Tensor, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
     if maps.ndim != recipe.mask.ndim:
         raise ValueError(f"label maps must be (B, *spatial) or (B, C, *spatial) for inputs of size {tuple(size)}")
     mask = recipe.mask.to(y.device, y.dtype if y.is_floating_point() else torch.float32)
+    views: Views
     if recipe.moved is None:
         if recipe.partner.shape[1] != 2:
             raise ValueError(
-                f"label maps follow masks of two samples, got k = {recipe.partner.shape[1]}; use cutmix, resizemix or "
-                "mosaic"
+                f"label maps follow masks of two samples, got k = {recipe.partner.shape[1]}; use cutmix, resizemix, "
+                "mosaic or co-mixup"
             )
-        views: tuple[Tensor, ...] = (maps[recipe.partner[:, 0]], maps[recipe.partner[:, 1]])
+        views = maps[recipe.partner[:, 0]], maps[recipe.partner[:, 1]]
         if maps.shape[2:] != size:
             mask = torch.nn.functional.interpolate(mask, maps.shape[2:])
     elif maps.shape[2:] != size:
@@ -116,9 +120,10 @@ def laid(y: Tensor, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
     else:
         views = recipe.moved(maps)
     weights = (mask, 1 - mask) if len(views) == 2 else (torch.ones_like(mask),)
-    return [
-        (view, weight) if channels else (view[:, 0], weight[:, 0]) for view, weight in zip(views, weights, strict=True)
+    pairs = [
+        view if isinstance(view, tuple) else (view, weight) for view, weight in itertools.zip_longest(views, weights)
     ]
+    return pairs if channels else [(view[:, 0], weight[:, 0]) for view, weight in pairs]
 
 
 @functools.lru_cache(maxsize=8)

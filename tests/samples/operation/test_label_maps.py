@@ -19,6 +19,7 @@ from omnimix.samples.operation import (
     smmix,
     smoothmix,
     snapmix,
+    tokenmix,
 )
 
 SIZE = (16, 24)
@@ -30,6 +31,10 @@ def draw(seed=0):
 
 def saliency():
     return torch.rand(6, 1, *SIZE, generator=draw(5))
+
+
+def co(x, y, per_sample, **options):
+    return co_mixup(x, y, saliency(), group=4, blocks=4, **options)
 
 
 def puzzle(x, y, **options):
@@ -48,6 +53,8 @@ MIXERS = {
     "saliencymix": lambda x, y, **options: saliencymix(x, y, saliency=saliency(), **options),
     "attentivemix": lambda x, y, per_sample, **options: attentivemix(x, y, saliency(), **options),
     "puzzle-mix": puzzle,
+    "co-mixup": co,
+    "tokenmix": lambda x, y, **options: tokenmix(x, y, saliency()[..., ::4, ::4], **options),
 }
 
 
@@ -119,9 +126,31 @@ def test_regmixup_keeps_clean_maps():
     assert torch.equal(mixed.soft_target(5).argmax(dim=1).float(), mixed.x[:, 0])
 
 
-def test_image_labels_are_refused_where_only_they_make_sense():
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_boxes_that_are_resized_take_their_label_maps_along(per_sample):
     x, y = data()
-    with pytest.raises(ValueError, match="SnapMix weighs the labels of whole images"):
-        snapmix(x, y, saliency())
+    for seed in range(3):
+        mixed = snapmix(x, x, saliency(), per_sample=per_sample, generator=draw(seed))
+        torch.testing.assert_close(mixed.soft_target(), mixed.x)
+        ids = snapmix(x, y, saliency(), per_sample=per_sample, generator=draw(seed)).soft_target(5)
+        outside = (mixed.recipe.mask == 1).expand(6, -1, -1, -1)[:, 0]
+        assert torch.equal(ids.argmax(dim=1)[outside], y[outside])
+        torch.testing.assert_close(ids.amax(dim=1), torch.ones(6, *SIZE))  # one class in every cell
+        assert not torch.equal(ids.argmax(dim=1), y)
+
+
+def test_joint_mixing_of_a_last_smaller_group():
+    x, y = data()
+    halves = 0
+    for seed in range(4):
+        target = co(x, y, per_sample=False, generator=draw(seed)).soft_target(5)
+        halves += int((target == 0.5).any())
+        assert set(target.unique().tolist()) <= {0, 0.5, 1}
+    assert halves
+
+
+def test_masks_of_more_samples_do_not_tell_who_shows():
+    x, y = data()
+    recipe = om.Recipe(torch.zeros(6, 3).long(), torch.full((6, 3), 1 / 3), mask=torch.ones(6, 1, *SIZE))
     with pytest.raises(ValueError, match="k = 3"):
-        co_mixup(x, y, saliency(), group=3).soft_target(5)
+        om.Mixed(x, y, recipe).soft_target(5)

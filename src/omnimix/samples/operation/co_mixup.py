@@ -10,6 +10,8 @@ that of the clean loss) and the solver. There is no first image: an output's rec
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,7 +110,7 @@ class JointBlocks(Operation):
         wish = maps.new_zeros(rows, k, dtype=torch.float32)
         wish.scatter_add_(1, partner % k, recipe.share.to(wish))
         mixed, share, shown = x.new_empty(rows, *x.shape[1:]), torch.zeros_like(wish), maps.new_empty(maps.shape)
-        whole = rows // k * k
+        whole, inputs = rows // k * k, list[tuple[Tensor, Tensor]]()
         for some, count in ((slice(whole), k), (slice(whole, rows), rows - whole)):
             if not len(members[some]):
                 continue
@@ -117,6 +119,7 @@ class JointBlocks(Operation):
                 grid = mask.shape[3:]
                 shares = mask.flatten(3).mean(dim=3).flatten(0, 1)
                 share[some, :count] = shares.gather(1, members[some, :count] % k)
+                inputs.append(_strongest(mask, members[some]))
                 own = mask.diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
                 shown[some] = spread(own, size).unsqueeze(1).to(shown)
             parts = cut_up(x[:rows][some], grid)
@@ -124,7 +127,9 @@ class JointBlocks(Operation):
                 "gokt,gktd->gotd", mask.flatten(3).to(x.dtype), parts.view(len(mask), count, *parts.shape[1:])
             )
             mixed[some] = put_together(joined.flatten(0, 1), grid, x)
-        return mixed, Recipe(members, share, loss_weight=recipe.loss_weight, mask=shown, place=recipe.place)
+        image, weight = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+        moved = partial(_shown, image=image, weight=weight)
+        return mixed, replace(recipe, partner=members, share=share, label_share=share, mask=shown, moved=moved)
 
     def masks(self, maps: Tensor, wish: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """(G, count, count, *grid) for G groups of `count` rows. maps: (G count, 1, *size); wish: (G count, count)."""
@@ -147,6 +152,28 @@ class JointBlocks(Operation):
             sweeps=self.sweeps,
             start=start,
         )
+
+
+def _strongest(mask: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and weights, (B, 2, *grid) each, of the two inputs that a block shows most of: it shows no others.
+
+    mask: (G, count, count, *grid). members: (G count, K) of `_members`, whose least is the first of its group.
+    """
+    weight, which = mask.flatten(0, 1).topk(min(2, mask.shape[2]), dim=1)
+    if mask.shape[2] == 1:  # a row alone
+        weight, which = torch.cat((weight, 1.0 - weight), dim=1), torch.cat((which, which), dim=1)
+    return which + members.amin(dim=1).view(-1, *[1] * (which.ndim - 1)), weight
+
+
+def _shown(maps: Tensor, image: Tensor, weight: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Of label maps (R, C, *spatial) what a row shows in its blocks, with its weights, twice; see `_strongest`."""
+    grid, size = image.shape[2:], maps.shape[2:]
+    parts = cut_up(maps, grid)
+    block = torch.arange(parts.shape[1], device=maps.device)
+    return tuple(
+        (put_together(parts[image[:, k].flatten(1), block], grid, maps), spread(weight[:, k : k + 1], size))
+        for k in range(2)
+    )
 
 
 def _summits(maps: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class SemanticBox(Operation):
     saliency: how to find it, or the maps of all rows. ratio: draws the shares outside the partner's box, where it is
     cut from; those of the recipe are outside the box in the sample. per_sample: two boxes for each sample, else two for
     the batch. reference: see the module. x: (R, C, *spatial) with 1 to 3 spatial axes; ValueError for other inputs.
+    Label maps move with the pixels and need no saliency.
     """
 
     labels_follow = False
@@ -50,11 +52,6 @@ class SemanticBox(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, count = spatial_size(x, recipe), len(recipe.partner)
-        if context.y is not None and context.y.ndim > 2:
-            raise ValueError(
-                f"SnapMix weighs the labels of whole images by saliency; y {tuple(context.y.shape)} are label maps: "
-                "use resizemix, which moves them with the pixels, or cutmix"
-            )
         partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
         lam = lam if self.per_sample else lam[:1]
         other = self.ratio(len(lam), 2, context.generator)[:, 0].to(x.device)
@@ -62,9 +59,13 @@ class SemanticBox(Operation):
         empty = ((here[1] == here[0]) | (there[1] == there[0])).any(dim=1)
         here = here[0], torch.where(empty.unsqueeze(1), *here)
         mask, cut = outside(*here, size), outside(*there, size)
-        source, target = ([edge.expand(count, -1) for edge in box] for box in (there, here))
-        mixed = stretch(x, partner, (source[0], source[1]), (target[0], target[1]), "linear")
-        mixed.lerp_(x[:count], mask.to(x.dtype))
+        source, target = ((box[0].expand(count, -1), box[1].expand(count, -1)) for box in (there, here))
+        moved = partial(own_and_box, rows=partner, source=source, target=target)
+        mixed = moved(x)[1].lerp_(x[:count], mask.to(x.dtype))
+        kept = (1.0 - (here[1] - here[0]).prod(dim=1) / math.prod(size)).expand(count)
+        applied = recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask, moved)
+        if context.y is not None and applied.maps(context.y):
+            return mixed, applied
 
         maps = normalised(_from_zero(at_size(self.saliency(x, context), size)))
         own = 1.0 - (maps[:count] * (1.0 - mask)).flatten(1).sum(dim=1)
@@ -72,13 +73,18 @@ class SemanticBox(Operation):
         if self.reference and context.y is not None:
             same = (context.y[:count] == context.y[partner]).reshape(count, -1).all(dim=1) & ~empty
             own, guest = torch.where(same, own + guest, own), torch.where(same, own + guest, guest)
-        kept = (1.0 - (here[1] - here[0]).prod(dim=1) / math.prod(size)).expand(count)
-        applied = recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask)
         return mixed, replace(applied, label_share=torch.stack((own, guest), dim=1))
 
     def _box(self, lam: Tensor, size: tuple[int, ...], source: torch.Generator) -> tuple[Tensor, Tensor]:
         centre = torch.stack([integers(side, len(lam), generator=source) for side in size], dim=1)
         return cut_boxes(lam, size, centre.to(lam.device))
+
+
+def own_and_box(
+    x: Tensor, rows: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The samples of x (R, C, *spatial), and x[rows] with the boxes `source` resized into `target`."""
+    return x[: len(rows)], stretch(x, rows, source, target, "linear" if x.is_floating_point() else "nearest")
 
 
 def _from_zero(maps: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.search import Uniform
 from ...core.tree import Tree
-from ..label.attention import whole_images
 from ..saliency import Attention, as_saliency, at_size, normalised
 
 ASPECT = 0.3
@@ -98,7 +97,6 @@ class TokenBlocks(Operation):
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size = spatial_size(x, recipe)
-        whole_images(recipe, context, "TokenMix")
         partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam if self.per_sample else recipe.lam[:1]
         content = self.saliency(x, context)
         grid = self._grid(content, size)
