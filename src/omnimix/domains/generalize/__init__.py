@@ -4,11 +4,13 @@ from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
 from .dann import CDANN, DANN
 from .domaindrop import DomainDrop
+from .drm import DRM
 from .fish import IDGM, Fish, gradient_products
 from .group_dro import GroupDRO
 from .inter_domain_mixup import InterDomainMixup, NextDomain
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
+from .online_drm import OnlineDRM
 from .qt_dog import MeanOutput, QTDoG, lsq, lsq_levels
 from .ridg import RIDG, rationale_distances
 from .sam import SAM
@@ -22,6 +24,7 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "DRM",
     "IDGM",
     "IRM",
     "MMD",
@@ -38,6 +41,7 @@ __all__ = [
     "LossValley",
     "MeanOutput",
     "NextDomain",
+    "OnlineDRM",
     "QTDoG",
     "VREx",
     "coral_distance",
