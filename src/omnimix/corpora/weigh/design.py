@@ -105,7 +105,7 @@ class MixtureDesign:
             return np.diff(cuts, prepend=0.0, append=1.0, axis=1)
         which = random.integers(len(self.strengths), count, generator=generator)
         alpha = torch.from_numpy(self.strengths)[which, None] * torch.from_numpy(self.prior)
-        return random.dirichlet(alpha, count, k, generator).numpy()
+        return _dirichlet(alpha, generator)
 
     def _rounded(self, points: Array) -> Array:
         """Weights below the minimum become 0, the others multiples of it; rows sum to 1."""
@@ -138,3 +138,13 @@ class MixtureDesign:
             nearest = np.minimum(nearest, np.abs(found - found[chosen[-1]]).sum(1))
             chosen.append(int(nearest.argmax()))
         return found[chosen]
+
+
+def _dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> Array:
+    """One draw for each row of concentrations (m, k), which may differ and be tiny.
+
+    Gamma variates are kept as logarithms, log G(a) = log G(a+1) + log(U)/a: a tiny one is an exact 0, never 0/0.
+    """
+    gamma = torch._standard_gamma(alpha + 1.0, generator=generator)
+    boost = (1.0 - random.uniform(*alpha.shape, generator=generator)).log() / alpha
+    return np.asarray((gamma.log() + boost).softmax(dim=1))

@@ -126,6 +126,22 @@ def write_mixtures(path: str | Path, domains: Sequence[str], weights: Array, fir
         table.writerows([number, *(f"{w:.12g}" for w in row)] for number, row in enumerate(weights, start=first))
 
 
+def read_mixtures(path: str | Path) -> tuple[tuple[str, ...], dict[str, Array]]:
+    """The domains, and run -> its weights (k,), of what `write_mixtures` wrote; ValueError as in `RunTable.read`."""
+    sheet = _Sheet(Path(path))
+    key = next((k for k in KEYS if k in sheet.header), None)
+    if key is None:
+        raise ValueError(f"{path} must have a column named {' or '.join(map(repr, KEYS))}")
+    domains, weights = sheet.numbers(key)
+    for run, row in weights.items():
+        if (row < 0).any() or abs(row.sum() - 1) > SUM_TOLERANCE:
+            raise ValueError(
+                f"{path}, line {sheet.lines[run]}: the weights of {key} {run} must be >= 0 and sum to 1, "
+                f"they sum to {row.sum():.4g}"
+            )
+    return domains, weights
+
+
 def read_sizes(path: str | Path) -> dict[str, float]:
     """Numbers of domains (tokens, or shares) from a CSV file with two columns and a header, domain first."""
     sheet = _Sheet(Path(path))

@@ -12,7 +12,7 @@ from scipy import stats
 
 from ...core import random
 from ...core.checks import at_least, positive
-from .base import Array, Regressor
+from .base import Array
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,26 @@ def domain_ranking(weights: Array, losses: Array) -> DomainRanking:
 
 
 def learning_curve(
-    make: Callable[[], Regressor], weights: Array, losses: Array, tests: Sequence[tuple[Array, Array]],
+    make: Callable[[Array], Callable[[Array], Array]], runs: int, tests: Sequence[tuple[Array, Array]],
     sizes: Sequence[int], repeats: int = 5, seed: int = 0,
 ) -> list[tuple[int, list[list[float]]]]:  # fmt: skip
     """Rank correlations on each test set when only some of the runs are fitted.
 
-    Returns (size, one list a test set with one correlation a random subset); the full size has one subset only.
+    make: from the rows of the runs to fit, a function that predicts the losses of (m, k) weights. tests: weights and
+    measured losses. Returns (size, one list a test set, with a correlation for each random subset) by size; all `runs`
+    are one subset. A constant prediction gives NaN.
     """
     at_least("repeats", repeats, 1)
     generator = torch.Generator().manual_seed(seed)
     curve = []
     for size in sizes:
         found: list[list[float]] = [[] for _ in tests]
-        for _ in range(repeats if size < len(losses) else 1):
-            rows = random.permutation(len(losses), generator)[:size].numpy()
-            fitted = make().fit(weights[rows], losses[rows])
-            for values, (x, y) in zip(found, tests, strict=True):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # a constant prediction is a NaN in the curve
-                    values.append(spearman(fitted.predict(x), y))
+        for _ in range(repeats if size < runs else 1):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                predict = make(random.permutation(runs, generator)[:size].numpy())
+                for values, (weights, measured) in zip(found, tests, strict=True):
+                    values.append(spearman(predict(weights), measured))
         curve.append((size, found))
     return curve
 
