@@ -1,29 +1,31 @@
-"""Speed of operations on images, per batch and per sample, side by side with torchvision, timm, kornia and FMix's code.
+"""Speed of operations on images, per batch and per sample, side by side with torchvision, timm, kornia, authors' code.
 
-    python benchmarks/ops.py [--json] [--quick] [--only cutmix mosaic] [--fmix-reference DIR] [--sides 224 32]
-        [--repeats 15] [--threads 2]
+    python benchmarks/ops.py [--json] [--quick] [--only cutmix mosaic] [--reference DIR] [--sides 224 32] [--repeats 15]
+        [--threads 2] [--batch 128] [--objectives]
 
 All rows run in turn in one process, on the CPU, from the same float batch to mixed inputs and soft labels; times are
-medians in ms (and minima, which a busy machine disturbs less). timm mixes in place, so it gets a fresh copy of the
-batch each turn, made outside the timed part. kornia gives labels as ids, rows and shares. Saliency maps are given: the
-passes through the network that find them are in step_time.py. Peers that are not installed, or whose call fails, are
-left out and named. DIR: a checkout of ecs-vlc/FMix, whose numpy masks are applied as it does.
+medians in ms (and minima, which a busy machine disturbs less). timm and openmixup mix in place, so they get a fresh
+copy of the batch each turn, made outside the timed part. kornia gives labels as ids, rows and shares. Saliency maps are
+given: the passes through the network that find them are in step_time.py. Peers that are not installed, or whose call
+fails, are left out and named. DIR: checkouts of authors' code, see references.py; --objectives compares what the masks
+of Puzzle Mix and Co-Mixup cost, ours and theirs, instead of times.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import references
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +39,9 @@ from omnimix.samples.operation import (
     Aligned,
     ContentStyle,
     GridCells,
+    NoisyInterpolate,
     Patches,
+    Statistics,
     StyleBox,
     attentivemix,
     augmix,
@@ -45,25 +49,32 @@ from omnimix.samples.operation import (
     cutmix,
     fmix,
     gridmix,
+    mixpro,
     mixup,
     mosaic,
     puzzle_mix,
     resizemix,
     saliencymix,
+    smmix,
     smoothmix,
     snapmix,
+    tokenmix,
 )
 
-BATCH, CLASSES, OURS = 128, 100, "omnimix"
+CLASSES, OURS = 100, "omnimix"
 Call = Callable[[Tensor, Tensor], Any]
 Row = tuple[str, str, str]  # operation, mode, who
 MODES = {"batch": False, "sample": True}
 STATIC = {
     "mixup": mixup, "cutmix": cutmix, "fmix": fmix, "gridmix": gridmix, "mosaic": mosaic, "resizemix": resizemix,
-    "saliencymix": saliencymix, "smoothmix": smoothmix,
+    "saliencymix": saliencymix, "smoothmix": smoothmix, "mixpro": mixpro,
 }  # fmt: skip
-WITH_MAPS = {"attentivemix": attentivemix, "snapmix": snapmix, "puzzle-mix": puzzle_mix, "co-mixup": co_mixup}
-BY_BATCH, BY_SAMPLE = ("patchup", "co-mixup"), ("attentivemix", "augmix")
+WITH_MAPS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "attentivemix": (attentivemix, {}), "snapmix": (snapmix, {}), "smmix": (smmix, {}), "tokenmix": (tokenmix, {}),
+    "puzzle-mix 4": (puzzle_mix, {"blocks": 4}), "puzzle-mix 16": (puzzle_mix, {"blocks": 16}),
+    "co-mixup 4": (co_mixup, {"blocks": 4}), "co-mixup 8": (co_mixup, {"blocks": 8}),
+}  # fmt: skip
+BY_BATCH, BY_SAMPLE = ("patchup", "co-mixup 4", "co-mixup 8"), ("attentivemix", "augmix")
 
 
 def by_operation(name: str, per_sample: bool) -> Operation:
@@ -74,6 +85,8 @@ def by_operation(name: str, per_sample: bool) -> Operation:
         "stylemix": lambda: ContentStyle(beta),
         "stylecutmix": lambda: StyleBox(beta, beta, per_sample=per_sample),
         "patchup": Patches,
+        "mixstyle": Statistics,
+        "noisymix": NoisyInterpolate,
     }
     return makers[name]()
 
@@ -112,14 +125,13 @@ def ours() -> dict[Row, Call]:
     calls = {
         (name, mode, OURS): function(op, per_sample=flag) for name, op in STATIC.items() for mode, flag in MODES.items()
     }
-    for name, op in WITH_MAPS.items():
-        blocks = {"blocks": 4} if name == "puzzle-mix" else {}
+    for name, (op, options) in WITH_MAPS.items():
         for mode, flag in MODES.items():
             if (name in BY_BATCH and flag) or (name in BY_SAMPLE and not flag):
                 continue
             one = {} if name in (*BY_BATCH, *BY_SAMPLE) else {"per_sample": flag}
-            calls[name, mode, OURS] = with_maps(op, **blocks, **one)
-    for name in ("gridmix-local", "stylemix", "stylecutmix", "patchup"):
+            calls[name, mode, OURS] = with_maps(op, **options, **one)
+    for name in ("gridmix-local", "stylemix", "stylecutmix", "patchup", "mixstyle", "noisymix"):
         for mode, flag in MODES.items():
             if not (name in BY_BATCH and flag):
                 calls[name, mode, OURS] = operation(name, flag)
@@ -157,42 +169,35 @@ def kornia() -> dict[Row, Call]:
     return calls
 
 
-def works(call: Call) -> bool:
-    """Whether a peer mixes a small batch at all: some releases do not, with the torch of today."""
+def works(call: Call) -> str:
+    """Why a peer does not mix a small batch, as some releases do not with the torch of today; "" where it does."""
     try:
-        call(torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long))
-    except Exception:
-        return False
-    return True
+        call(torch.rand(40, 3, 32, 32), torch.zeros(40, dtype=torch.long))
+    except Exception as error:  # peers fail in all kinds of ways
+        return f"{type(error).__name__}: {str(error)[:80]}"
+    return ""
 
 
-def fmix_reference(folder: str) -> dict[Row, Call]:
-    sys.path.insert(0, folder)
-    sample_mask = importlib.import_module("fmix").sample_mask
-
-    def call(count: int) -> Call:
-        def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            lam, masks = zip(*(sample_mask(1.0, 3.0, tuple(x.shape[2:])) for _ in range(count)), strict=True)
-            mask = torch.from_numpy(np.stack(masks)).float()
-            index = torch.from_numpy(np.random.permutation(len(x)))  # noqa: NPY002
-            label, share = F.one_hot(y, CLASSES).float(), torch.tensor(lam).float().unsqueeze(1)
-            return mask * x + (1 - mask) * x[index], share * label + (1 - share) * label[index]
-
-        return run
-
-    return {("fmix", "batch", "reference"): call(1), ("fmix", "sample", "reference"): call(BATCH)}
+def maps_of(x: Tensor) -> Tensor:
+    """The saliency that the authors' code is given, of the size of the images; made once for each."""
+    if x.shape not in _MAPS:
+        _MAPS[x.shape] = torch.rand(len(x), 1, *x.shape[2:])
+    return _MAPS[x.shape]
 
 
-def measure(calls: dict[Row, Call], side: int, repeats: int) -> dict[Row, list[float]]:
+_MAPS: dict[torch.Size, Tensor] = {}
+
+
+def measure(calls: dict[Row, Call], size: int, side: int, repeats: int) -> dict[Row, list[float]]:
     """The times of each call in ms; the calls take turns in random order, small images several times a turn."""
     source = torch.Generator().manual_seed(1)
-    x = torch.randn(BATCH, 3, side, side, generator=source)
-    y = torch.randint(CLASSES, (BATCH,), generator=source)
+    x = torch.randn(size, 3, side, side, generator=source)
+    y = torch.randint(CLASSES, (size,), generator=source)
     times: dict[Row, list[float]] = {row: [] for row in calls}
     count, order = max(1, 2**23 // x.numel()), random.Random(2)
     for turn in range(repeats + 1):
         for row in order.sample(list(calls), len(calls)):
-            batch = x.clone() if row[2].startswith("timm") else x
+            batch = x.clone() if row[2].startswith(("timm", "openmixup")) else x
             start = time.perf_counter()
             for _ in range(count):
                 calls[row](batch, y)
@@ -227,7 +232,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--fmix-reference", metavar="DIR", help="a checkout of ecs-vlc/FMix to compare with")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkouts of authors' code to compare with")
+    parser.add_argument("--objectives", action="store_true", help="compare masks, not times; needs --reference")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--quick", action="store_true", help="images of side 32 alone, 5 repeats")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="operations to measure (default: all)")
     parser.add_argument("--sides", type=int, nargs="+", default=[224, 32], help="image sides (default: 224 32)")
@@ -237,24 +244,38 @@ def main() -> None:
     if options.quick:
         options.sides, options.repeats = [32], 5
     torch.set_num_threads(options.threads)
+    if options.objectives:
+        if not options.reference:
+            parser.error("--objectives compares with the authors' code: say --reference DIR")
+        print("\n".join(references.objectives(options.reference)))
+        return
     calls, missing = ours(), []
+    peers: dict[Row, Call] = {}
     for name, peer in (("torchvision", torchvision), ("timm", timm), ("kornia", kornia)):
         if importlib.util.find_spec(name):
-            found = peer()
-            calls |= {row: call for row, call in found.items() if works(call)}
-            missing += [f"{row[0]} of {row[2]} (it fails)" for row in found if row not in calls]
+            peers |= peer()
         else:
-            missing.append(name)
-    if options.fmix_reference:
-        calls |= fmix_reference(options.fmix_reference)
+            missing.append(f"{name} (not installed)")
+    if options.reference:
+        found, absent = references.calls(options.reference, maps_of, CLASSES)
+        peers, missing = peers | found, missing + absent
+    for row, call in peers.items():
+        why = works(call) if not options.only or row[0] in options.only else "not asked for"
+        if not why:
+            calls[row] = call
+        elif not options.only:
+            missing.append(f"{row[0]} of {row[2]} ({why})")
     if options.only:
         known = sorted({row[0] for row in calls})
         unknown = [name for name in options.only if name not in known]
         if unknown:
             parser.error(f"--only: no operation {unknown[0]!r}; there are {', '.join(known)}")
         calls = {row: call for row, call in calls.items() if row[0] in options.only}
-    rows = [row for side in options.sides for row in summarise(side, measure(calls, side, options.repeats))]
-    machine = {"torch": torch.__version__, "threads": options.threads, "machine": platform.machine(), "batch": BATCH}
+    rows = [
+        row for side in options.sides for row in summarise(side, measure(calls, options.batch, side, options.repeats))
+    ]
+    machine = {"torch": torch.__version__, "threads": options.threads, "machine": platform.machine()}
+    machine["batch"] = options.batch
     if options.json:
         print(json.dumps({**machine, "missing_peers": missing, "rows": rows}))
     else:

@@ -1,10 +1,10 @@
 """All static and saliency mixers on a small CIFAR-10: accuracy, NLL, ECE, and accuracy on attacked, corrupted and
 occluded images. 3,000 training images at 16 x 16, a narrow PreActResNet-18, equal initial weights and data order.
 
-    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 6]
+    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 6] [--minutes 10]
 
-FOLDER holds CIFAR-10 in a layout that omnimix reads. Every finished run is kept in --runs, and not done again; seeds
-are done one after the other, so that whatever there is can be compared.
+FOLDER holds CIFAR-10 in a layout that omnimix reads. Every finished run is kept in --runs, and not done again; the
+images that are used lie beside it. --minutes: begin no run after that, and leave the rest to the next call.
 """
 
 from __future__ import annotations
@@ -125,18 +125,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     for name in ("epochs", "train", "test"):
         parser.add_argument(f"--{name}", type=int, default=SETTINGS[name])
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "mixed-images.jsonl")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")
     args = parser.parse_args()
     SETTINGS.update(epochs=args.epochs, train=args.train, test=args.test)
     torch.set_num_threads(1)
     args.runs.parent.mkdir(parents=True, exist_ok=True)
-    x, y, parts = images(args.data, SETTINGS["side"])
+    began, stored = time.monotonic(), args.runs.with_suffix(".pt")
+    if not stored.exists():
+        torch.save(images(args.data, SETTINGS["side"]), stored)
+    x, y, parts = torch.load(stored)
     done = kept_runs(args.runs)
     for seed in range(args.seeds):
         for method in args.methods:
             if key(method, seed) in done:
                 continue
+            if time.monotonic() - began > 60 * args.minutes:
+                print("out of time: call again for the rest")
+                return
             start = time.perf_counter()
             metrics = done[key(method, seed)] = measure(method, seed, x, y, parts)
             with args.runs.open("a") as file:

@@ -23,7 +23,7 @@ from ...core.operation import Interpolate, Operation
 from ...core.pairing import Pairing, RandomPairing
 from ...core.preset import mix_once
 from ...core.ratio import Beta
-from ...core.recipe import Mixed, Recipe
+from ...core.recipe import Mixed, Recipe, Views
 from ...core.registry import register
 from ...core.search import Log
 from ...core.tree import Tree, tensors, tree_map
@@ -66,8 +66,11 @@ def regmixup(
     return Mixed(_below(x, mixed.x), y, recipe)
 
 
-def _moved_below(y: Tensor, moved: Callable[[Tensor], tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
-    return tuple(torch.cat((y[:count], part)) for part in moved(y))
+def _moved_below(y: Tensor, moved: Callable[[Tensor], Views], count: int) -> Views:
+    views = moved(y)
+    if isinstance(views[0], tuple):
+        raise ValueError("regmixup keeps label maps for operations that join pairs by a mask")
+    return tuple(torch.cat((y[:count], view)) for view in views if isinstance(view, Tensor))
 
 
 @register(
