@@ -1,7 +1,7 @@
 """All static and saliency mixers on a small CIFAR-10: accuracy, NLL, ECE, and accuracy on attacked, corrupted and
 occluded images. 3,000 training images at 16 x 16, a narrow PreActResNet-18, equal initial weights and data order.
 
-    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--epochs 6] [--minutes 10]
+    python evidence/mixed-images/run.py [--data FOLDER] [--methods erm cutmix ...] [--seeds 3] [--minutes 10]
 
 FOLDER holds CIFAR-10 in a layout that omnimix reads. Every finished run is kept in --runs, and not done again; the
 images that are used lie beside it. --minutes: begin no run after that, and leave the rest to the next call.
@@ -132,7 +132,10 @@ def main() -> None:
     SETTINGS.update(epochs=args.epochs, train=args.train, test=args.test)
     torch.set_num_threads(1)
     args.runs.parent.mkdir(parents=True, exist_ok=True)
-    began, stored = time.monotonic(), args.runs.with_suffix(".pt")
+    began = time.monotonic()
+    stored = args.runs.with_name(
+        "-".join([args.runs.stem, *(str(SETTINGS[n]) for n in ("side", "pool", "test"))]) + ".pt"
+    )
     if not stored.exists():
         torch.save(images(args.data, SETTINGS["side"]), stored)
     x, y, parts = torch.load(stored)
