@@ -1,7 +1,7 @@
 """Profiles: how much a comparison over domains spends where the user does not say; what is said goes before.
 
 full     as in DomainBed's protocol: 20 draws of hyperparameters, 3 trials
-quick    minutes on two cores for a few methods: images of 32 x 32, 250 rows a domain, 8 epochs, 3 trials, no tuning
+quick    minutes on two cores for a few methods: images of 32 x 32, 300 rows a domain, 8 epochs of a narrow CNN, 3 trials, no tuning
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "protocol": "domains",
         "seeds": (0, 1, 2),
-        "rows": 250,
+        "rows": 300,
         "size": 32,
         "epochs": 8,
         "batch": 48,
+        "net": "small-cnn:stride=2:width=16",
+        "lr": 3e-3,
     },
 }
 DOMAIN_PROTOCOLS = {"leave-one-out": "domains", "official": "domains-official"}
