@@ -3,10 +3,12 @@
     python benchmarks/step_time.py [--methods cutmix puzzle-mix] [--width 64] [--batch 128] [--steps 15] [--threads 2]
         [--device cpu] [--out evidence/step-time/result.json]
 
-CIFAR-10-shaped random batches and PreActResNet-18; forward, backward and optimiser. Every method has a network of its
+CIFAR-10-shaped random batches and PreActResNet-18, or a small vision transformer for the methods that need its
+attention; forward, backward and optimiser. Every method has a network of its
 own with equal first weights; the methods take turns, a plain step beside each of their steps, and the ratio is the
-median over these pairs. Methods that mix a share of the steps mix all of them here. The pages of the methods show the
-ratios of evidence/step-time/result.json.
+median over these pairs. Methods that mix a share of the steps mix all of them here. With one thread on the CPU it is
+the processor's time, which other load on the machine disturbs less. The pages of the methods show the ratios of
+evidence/step-time/result.json.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from omnimix.networks import create
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evidence"))
 from _common import commit, machine
 
-CLASSES, SHAPE = 10, (3, 32, 32)
+CLASSES, SHAPE, WARM = 10, (3, 32, 32), 2
 
 
 def image_methods() -> list[str]:
@@ -40,6 +42,7 @@ def image_methods() -> list[str]:
         card.name
         for card in cards
         if card.package == "omnimix"
+        and card.level == "samples"
         and card.name != "erm"
         and "classification" in card.tasks
         and "image" in card.inputs
@@ -61,13 +64,18 @@ class Trained:
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """Seconds of one step."""
         _wait(x.device)
-        start = time.perf_counter()
+        start = _now(x.device)
         anchors, guests = self.method.rows(torch.arange(len(x), device=x.device))
         rows = anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))
         self.method.step(self.model, om.Batch(x[rows], y[rows], index=rows, anchors=len(anchors)), self.optimizer)
         self.method.after_step()
         _wait(x.device)
-        return time.perf_counter() - start
+        return _now(x.device) - start
+
+
+def _now(device: torch.device) -> float:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
 
 
 def _wait(device: torch.device) -> None:
@@ -75,13 +83,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(name: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> dict[str, float]:
-    """Median seconds of a plain step and of one of the method, and the median of their ratios."""
-    plain, mixed = (Trained(which, network, x.device, steps + 3) for which in ("erm", name))
-    pairs = [(plain.step(x, y), mixed.step(x, y)) for _ in range(steps + 3)][3:]
+def measure(name: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> dict[str, Any]:
+    """Median seconds of a plain step and of one of the method, and the median and the quartiles of their ratios."""
+    plain, mixed = (Trained(which, network, x.device, steps + WARM) for which in ("erm", name))
+    pairs = [(plain.step(x, y), mixed.step(x, y)) for _ in range(steps + WARM)][WARM:]
     erm, own = zip(*pairs, strict=True)
-    ratio = statistics.median(b / a for a, b in pairs)
-    return {"erm": statistics.median(erm), "seconds": statistics.median(own), "ratio": ratio}
+    ratios = [b / a for a, b in pairs]
+    ends = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios
+    found = {"erm": statistics.median(erm), "seconds": statistics.median(own), "ratio": statistics.median(ratios)}
+    return {**found, "quartiles": [ends[0], ends[-1]]}
 
 
 def main() -> None:
@@ -89,7 +99,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="default: all image methods")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage (default: 64)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=15, help="pairs of steps, after three that are not counted")
+    parser.add_argument("--steps", type=int, default=15, help="pairs of steps, after two that are not counted")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="write JSON there; without it nothing is written")
@@ -98,19 +108,29 @@ def main() -> None:
     draws, device = torch.Generator().manual_seed(0), torch.device(args.device)
     x = torch.randn(args.batch, *SHAPE, generator=draws).to(device)
     y = torch.randint(CLASSES, (args.batch,), generator=draws).to(device)
-    network = create("preact-resnet18", SHAPE, CLASSES, seed=0, width=args.width)
+    convolutional = f"preact-resnet18:width={args.width}"
+    networks = {
+        "any": (convolutional, create("preact-resnet18", SHAPE, CLASSES, seed=0, width=args.width)),
+        "attention": ("vit", create("vit", SHAPE, CLASSES, seed=0)),
+    }
     found: dict[str, Any] = {}
     print(f"{'method':20} {'erm ms':>9} {'ms':>9} {'ratio':>7}")
     for name in args.methods or image_methods():
         try:
-            found[name] = measure(name, network, x, y, args.steps)
+            title, network = networks[registry.info(name).network]
+            found[name] = {"network": title, **measure(name, network, x, y, args.steps)}
         except ValueError as error:  # a method that this batch or network does not suit
             print(f"{name:20} left out: {str(error).partition(':')[0]}")
             continue
         row = found[name]
-        print(f"{name:20} {1e3 * row['erm']:9.1f} {1e3 * row['seconds']:9.1f} {row['ratio']:7.3f}", flush=True)
+        print(
+            f"{name:20} {1e3 * row['erm']:9.1f} {1e3 * row['seconds']:9.1f} {row['ratio']:7.3f}  "
+            f"({row['quartiles'][0]:.3f} to {row['quartiles'][1]:.3f})",
+            flush=True,
+        )
     if args.out:
-        settings = {"network": f"preact-resnet18:width={args.width}", "batch": args.batch, "steps": args.steps}
+        settings = {"network": convolutional, "batch": args.batch, "steps": args.steps}
+        settings["threads"] = args.threads
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         result = {"settings": {**settings, "device": where}, "machine": machine(), "commit": commit(), "methods": found}
         args.out.parent.mkdir(parents=True, exist_ok=True)

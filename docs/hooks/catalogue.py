@@ -123,9 +123,10 @@ def step_time(name: str, evidence: Path) -> str:
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"methods": {}}
     if name not in result["methods"]:
         return ""
-    done = result["settings"]
-    where = f"{done['network'].partition(':')[0]}, batch {done['batch']}, 3 x 32 x 32, {done['device']}"
-    return f"; a step that mixes took {result['methods'][name]['ratio']:.2f} × the time of a plain one ({where})"
+    done, row = result["settings"], result["methods"][name]
+    where = f"{row['network']}, batch {done['batch']}, 3 x 32 x 32, {done['device']}"
+    spread = f"quartiles {row['quartiles'][0]:.2f} to {row['quartiles'][1]:.2f}"
+    return f"; a step that mixes took {row['ratio']:.2f} × the time of a plain one ({spread}; {where})"
 
 
 def parameters(card: Info) -> str:
