@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from omnimix.core.taps import Taps
@@ -41,3 +42,32 @@ def test_refusals():
     for names in ("1", []):
         with pytest.raises(ValueError, match="non-empty sequence"):
             Taps(net(), names)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inputs_are_rewritten_too(training):
+    model = net().train(training)
+    taps = Taps(model, ["2", "4"])
+    functions = {"2": lambda h: h + 1, "4": lambda h: 2 * h}
+    with taps.rewrite(functions, before=True):
+        found = model(X)
+    assert torch.equal(found, model[4](2 * model[3](model[2](model[1](model[0](X)) + 1))))
+    assert not torch.equal(found, model(X))
+    other = copy.deepcopy(model).eval()
+    with taps.rewrite({"4": lambda h: 0 * h}, other, before=True):
+        assert torch.equal(other(X), model[4].bias.expand(3, 3))
+    assert not any(module._forward_pre_hooks for module in other.modules())
+    assert copy.deepcopy(model)(X).shape == (3, 3)
+
+
+def test_recomputed_inputs_are_rewritten_again():
+    model = net()
+    taps = Taps(model, ["2"])
+    grads = []
+    for recompute in (False, True):
+        model.zero_grad()
+        with taps.rewrite({"2": lambda h: h * h}, before=True):
+            h = torch.utils.checkpoint.checkpoint(model, X, use_reentrant=False) if recompute else model(X)
+        h.square().sum().backward()
+        grads.append(model[0].weight.grad.clone())
+    assert torch.equal(*grads)

@@ -45,7 +45,7 @@ class Sided(Method):
     def beside(self, model: nn.Module, x: Any) -> Beside:
         """The side modules, where the network is."""
         if self.side is None:
-            self._begin(self._measure(model, x))
+            self._begin(self.measure(model, x))
         assert self.side is not None
         self.side.to(next(self.split.model.parameters()).device)
         return self.side
@@ -55,7 +55,8 @@ class Sided(Method):
         self.side = Beside(self.build(self.sizes), self.optimizer)
 
     @torch.no_grad()
-    def _measure(self, model: nn.Module, x: Any) -> dict[str, int]:
+    def measure(self, model: nn.Module, x: Any) -> dict[str, int]:
+        """What `build` is told, from a pass of the first row of x that leaves no trace."""
         one = tree_map(lambda t: t[:1], x)
         with evaluating(model), observe(self.split.model, *self.observed()) as seen:
             features, _ = self.split.features_and_output(one, model)

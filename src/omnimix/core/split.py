@@ -15,12 +15,16 @@ Rewrite = Callable[[Tensor], Tensor]
 
 
 class _Tap:
-    """A forward hook that rewrites one module's output once, and again only when checkpointing recomputes it."""
+    """A hook that rewrites one module's output, or its input, once, and again only when checkpointing recomputes it."""
 
-    def __init__(self, module: nn.Module, name: str, rewrite: Rewrite) -> None:
+    def __init__(self, module: nn.Module, name: str, rewrite: Rewrite, before: bool = False) -> None:
         self.module: nn.Module | None = module
         self.name, self.rewrite, self.fired, self.open = name, rewrite, 0, True
-        self.handle = module.register_forward_hook(self)
+        self.handle = module.register_forward_pre_hook(self.enter) if before else module.register_forward_hook(self)
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        value = self(module, inputs, inputs[0])
+        return None if value is None else (value, *inputs[1:])
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if module is not self.module:  # a deep copy of the network carries this hook along
@@ -37,7 +41,7 @@ class _Tap:
                     f"tap {self.name!r} was reached twice in one step; choose a module that runs once per forward"
                 )
         if not isinstance(output, Tensor):
-            raise TypeError(f"tap {self.name!r} gives {type(output).__name__}; choose a module that returns one tensor")
+            raise TypeError(f"tap {self.name!r} gives {type(output).__name__}; choose a module with one tensor there")
         return self.rewrite(output)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,8 +72,8 @@ class Split:
         return name
 
     @contextmanager
-    def rewrite(self, name: str, function: Rewrite) -> Iterator[None]:
-        """Within the block, replace the output of tap `name` by `function(output)`.
+    def rewrite(self, name: str, function: Rewrite, *, before: bool = False) -> Iterator[None]:
+        """Within the block, replace the output of tap `name` by `function(output)`; before: its input, likewise.
 
         Fires once and only in training mode; not reaching the tap, or reaching it twice, is a RuntimeError. Activation
         checkpointing that recomputes the tap during the backward pass repeats the rewrite, so `function` must repeat
@@ -77,7 +81,7 @@ class Split:
         """
         module = self._modules[self._check("tap", name)]
         self._release()
-        tap = self._last = _Tap(module, name, function)
+        tap = self._last = _Tap(module, name, function, before)
         try:
             yield
             if not tap.fired:

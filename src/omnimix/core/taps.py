@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,8 +25,10 @@ class Taps:
         self._splits = {split._check("tap", name): Split(model, split.head_name) for name in self.names}
 
     @contextmanager
-    def rewrite(self, functions: Mapping[str, Rewrite], network: nn.Module | None = None) -> Iterator[None]:
-        """Within the block, replace the outputs of these taps by `function(output)`.
+    def rewrite(
+        self, functions: Mapping[str, Rewrite], network: nn.Module | None = None, *, before: bool = False
+    ) -> Iterator[None]:
+        """Within the block, replace the outputs of these taps by `function(output)`; before: their inputs, likewise.
 
         network: the one that is evaluated, `model` itself, a wrapper around it or a copy. Modules in training mode
         keep the rules of `Split.rewrite`: one pass in the block.
@@ -37,7 +40,9 @@ class Taps:
             for name, function in functions.items():
                 module = host.get_submodule(name)
                 if host is self.model and module.training:
-                    stack.enter_context(self._splits[name].rewrite(name, function))
+                    stack.enter_context(self._splits[name].rewrite(name, function, before=before))
+                elif before:
+                    stack.callback(module.register_forward_pre_hook(_pre_hook(function)).remove)
                 else:
                     stack.callback(module.register_forward_hook(_hook(function)).remove)
             yield
@@ -46,5 +51,12 @@ class Taps:
 def _hook(function: Rewrite) -> Callable[[nn.Module, object, Tensor], Tensor]:
     def rewritten(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return function(output)
+
+    return rewritten
+
+
+def _pre_hook(function: Rewrite) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def rewritten(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (function(inputs[0]), *inputs[1:])
 
     return rewritten

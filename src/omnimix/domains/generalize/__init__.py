@@ -3,6 +3,7 @@
 from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
 from .dann import CDANN, DANN
+from .domain_specific_masks import DMG, soft_overlap
 from .domaindrop import DomainDrop
 from .drm import DRM
 from .fish import IDGM, Fish, gradient_products
@@ -24,6 +25,7 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "DMG",
     "DRM",
     "IDGM",
     "IRM",
@@ -53,5 +55,6 @@ __all__ = [
     "lsq_levels",
     "mmd_distance",
     "rationale_distances",
+    "soft_overlap",
     "view_contrast",
 ]
