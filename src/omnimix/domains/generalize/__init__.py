@@ -11,6 +11,7 @@ from .group_dro import GroupDRO
 from .inter_domain_mixup import InterDomainMixup, NextDomain
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
+from .mode import MODEA, MODEF, explore, mix_of_amplitudes, mix_styles
 from .online_drm import OnlineDRM
 from .qt_dog import MeanOutput, QTDoG, lsq, lsq_levels
 from .ridg import RIDG, rationale_distances
@@ -57,4 +58,9 @@ __all__ = [
     "rationale_distances",
     "soft_overlap",
     "view_contrast",
+    "MODEA",
+    "MODEF",
+    "explore",
+    "mix_of_amplitudes",
+    "mix_styles",
 ]
