@@ -118,7 +118,8 @@ class Rule:
     def settings(self) -> dict[str, Any]:
         """The arguments that it was made with, as JSON holds them: runs of other rules do not continue this one."""
         kept = (bool, int, float, str, list, tuple, dict, type(None))
-        return {"rule": type(self).__name__, **{name: v for name, v in self.__dict__.items() if isinstance(v, kept)}}
+        given = {name: v for name, v in self.__dict__.items() if isinstance(v, kept) and name != "counted"}
+        return {"rule": type(self).__name__, **given}
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.weights, "sum": self.sum, "counted": self.counted}

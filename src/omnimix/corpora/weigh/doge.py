@@ -126,7 +126,7 @@ class DoGE(Rule):
         self.weights = weights
         mixed = weights.to(gradients.dtype) @ gradients
         for p, found in zip(parameters.values(), mixed.split([p.numel() for p in parameters.values()]), strict=True):
-            p.grad = found.view_as(p)
+            p.grad = found.view_as(p).to(p.dtype)
         return sums, tokens
 
     def _gradients(self, step: Step, parameters: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +136,8 @@ class DoGE(Rule):
         if self.absent == "refuse" and len(missing):
             names = [self.setting.domains[i] for i in missing.tolist()]
             raise ValueError(f"a batch lacks {', '.join(names)}: use a batch >= {k}, or absent='last' or 'zero'")
-        gradients = torch.zeros(k, sum(p.numel() for p in parameters), device=step.inputs.device)
+        kind = torch.promote_types(parameters[0].dtype, torch.float32)
+        gradients = torch.zeros(k, sum(p.numel() for p in parameters), device=step.inputs.device, dtype=kind)
         sums = torch.zeros_like(tokens)
         for number in step.domain.unique().tolist():
             rows = (step.domain == number).nonzero().squeeze(1)

@@ -36,7 +36,7 @@ def excess(losses: Tensor, reference: Tensor) -> Tensor:
 
 
 def update(weights: Tensor, lam: Tensor, eta: float = 1.0, smoothing: float = 1e-3) -> Tensor:
-    """(k,) float64 weights after an exponentiated-gradient step on the excess losses lam (k,), at least smoothing / k."""
+    """(k,) float64 weights after an exponentiated-gradient step on excess losses lam (k,), at least smoothing / k."""
     moved = torch.softmax(weights.double().log() + eta * lam.double(), dim=0)
     return (1 - smoothing) * moved + smoothing / len(moved)
 
@@ -113,6 +113,7 @@ def doremi(
     rounds: int = 1,
     tolerance: float = 1e-3,
     seed: int = 0,
+    parts: tuple[str, ...] = ("valid",),
     folder: Path | None = None,
     progress: Callable[[float], None] | None = None,
     **settings: Any,
@@ -138,7 +139,7 @@ def doremi(
         frozen = network(packed, training, seed)
         frozen.load_state_dict(reference.model)
         proxy = train(
-            packed, DoReMi(frozen, **settings), training, seed=seed, checkpoint=kept[1],
+            packed, DoReMi(frozen, **settings), training, seed=seed, parts=parts, checkpoint=kept[1],
             progress=lambda share, tell=tell: tell(share, 1),
         )  # fmt: skip
         done.append(Round(mixture, reference, proxy))

@@ -66,7 +66,7 @@ def output_gradients(head: nn.Linear, keep: Callable[[Tensor, Tensor], None]) ->
 
 class RAndB(Rule):
     """target: the shares q of the domains in what the model is for; None: equal. every: steps of a round. absent: what
-    v is for a domain that a round lacks: its "last", or "zero". Over several ranks the k gradients are summed each step.
+    v is for a domain that a round lacks: its "last", or "zero". Several ranks sum the k gradients at each step.
     """
 
     def __init__(
