@@ -172,6 +172,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*PRICE, "--seeds", "1.5"], ["seeds must be", "'1.5'"]),
     ([*PRICE, "--seeds", "3,3"], ["different integers >= 0", "'3,3'"]),
     ([*PRICE, "--seeds", ""], ["seeds must be", "''"]),
+    ([*PRICE, "--seeds", "1000000000000"], ["seeds = 1000000000000 are more than 100000"]),
     ([*PRICE, "--seeds", "3,-5"], ["seeds must be", "'3,-5'"]),
     ([*PRICE, "--epochs", "0"], ["epochs must be greater than or equal to 1, got 0"]),
     ([*PRICE, "--epochs", "-1"], ["epochs must be greater than or equal to 1, got -1"]),

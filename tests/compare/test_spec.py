@@ -129,7 +129,18 @@ def test_fingerprints_do_not_depend_on_the_order_of_keys():
         canonical(float("nan"))
 
 
-@pytest.mark.parametrize("text", ["erm@2x", "erm@1.5x", "c-mixup:bandwidth=2@pairs", "selective-mixup@resampling"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "erm@2x",
+        "erm@1.5x",
+        "erm@1.2345678x",
+        "erm@0.00001x",
+        "erm@20000000x",
+        "c-mixup:bandwidth=2@pairs",
+        "selective-mixup@resampling",
+    ],
+)
 def test_variants_are_part_of_a_spec(text):
     assert str(Spec.parse(text)) == text
     assert Spec.parse(text) != Spec.parse(text.partition("@")[0])

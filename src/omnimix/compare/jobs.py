@@ -252,12 +252,12 @@ def units(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Unit]:
 
     groups: dict[Any, list[Job]] = {}
     jobs = list({job.key: job for job in jobs}.values())  # of two texts of one method, one run
+    alike: dict[str, str] = {}
     for job in jobs:
         said = f"{job.method} {canonical(job.config['parameters'])}"
         if said not in alike:
             alike[said] = repr(shared(create(job.method, job.parameters)))
         groups.setdefault((str(job.method), alike[said], but_for_rates(job.budget), job.hold), []).append(job)
-    alike: dict[str, str] = {}
     pieces = -(-workers // max(1, len(groups)))  # enough for every worker
     found: list[Unit] = []
     for group in groups.values():

@@ -19,7 +19,6 @@ from .spec import Settings
 from .stability import Stability
 from .statistics import (
     FEWEST,
-    MOST,
     SHORT_EPOCHS,
     SHORT_SECONDS,
     Difference,
@@ -204,11 +203,10 @@ class Result:
 
     def _needs(self, found: Difference, power: Power) -> str:
         places = self.places(self.primary)
-        count = f"more than {MOST} seeds" if power.seeds is None else f"{power.seeds} seeds"
-        return (
-            f"to resolve a difference of {power.difference:.{places}f}, {count} are needed; "
-            f"{found.n} seeds resolve {power.resolved:.{places}f}"
-        )
+        resolved = f"{found.n} seeds resolve {power.resolved:.{places}f}"
+        if power.seeds is None:  # next to no difference: whoever wants to find it has no plan, but a bound
+            return resolved
+        return f"to resolve a difference of {power.difference:.{places}f}, {power.seeds} seeds are needed; {resolved}"
 
     @property
     def tests(self) -> str:

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +24,8 @@ from ..core.method import Method
 from .arguments import Value, check_types, fit_sequences, write_value
 
 _WORDS = {"true": True, "false": False, "none": None}
+MOST_SEEDS = 100_000
+"""A longer count is a slip of the pen."""
 _VARIANT = re.compile(r"@([a-z][a-z-]*|[0-9.]+x)$")
 
 
@@ -75,7 +78,8 @@ class Spec:
         return replace(spec, times=_times(text, variant[1][:-1]))
 
     def __str__(self) -> str:
-        variant = f"@{self.control}" if self.control else "" if self.times == 1 else f"@{self.times:g}x"
+        times = "" if self.times == 1 else f"@{Decimal(write_value(self.times)):f}x"  # never as 1e+09
+        variant = f"@{self.control}" if self.control else times
         return ":".join([self.name, *(f"{key}={write_value(value)}" for key, value in self.parameters)]) + variant
 
     def resolved(self, defaults: Mapping[str, Value]) -> dict[str, Value]:
@@ -174,6 +178,8 @@ def parse_seeds(text: str | int | Sequence[int]) -> tuple[int, ...]:
             numbers = [int(part) for part in text.split(",") if part.strip()]
         except ValueError:
             raise ValueError(f"seeds must be a count (5) or seeds with commas (3,5,7), got {text!r}") from None
+        if "," not in text and numbers and numbers[0] > MOST_SEEDS:
+            raise ValueError(f"seeds = {numbers[0]} are more than {MOST_SEEDS}; a single large seed is written {text},")
         seeds = tuple(numbers) if "," in text else tuple(range(numbers[0])) if numbers else ()
     else:
         seeds = tuple(text)
