@@ -71,18 +71,27 @@ class Saliency(ABC):
 
 
 class Interpolate(Operation):
-    """x~_i = sum_k share_ik x_partner(i,k): the convex combination of mixup, for tensors of any shape and trees."""
+    """x~_i = sum_k share_ik x_partner(i,k): the convex combination of mixup, for tensors of any shape and trees.
+
+    inplace: write over the inputs, for two samples of one batch; nothing else may need them.
+    """
 
     by_row = True
 
+    def __init__(self, *, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tree, Recipe]:
-        return tree_map(lambda t: interpolate(t, recipe), x), recipe
+        return tree_map(lambda t: interpolate(t, recipe, self.inplace), x), recipe
 
 
-def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
+def interpolate(x: Tensor, recipe: Recipe, inplace: bool = False) -> Tensor:
     """sum_k share[:, k] * x[partner[:, k]] for a floating-point x (R, ...); share 1 returns the rows bit for bit."""
     require_float(x)
     share, partner = recipe.share.to(x.device, x.dtype), recipe.partner.to(x.device)
+    if inplace:
+        require_own_rows(x, recipe)
+        return blend_(x, partner[:, 1], rowwise(share[:, 1], x))
     if share.shape[1] == 2:
         weight = rowwise(share[:, 0], x)
         if recipe.halves(x):  # no rows need gathering
@@ -95,14 +104,33 @@ def interpolate(x: Tensor, recipe: Recipe) -> Tensor:
     return mixed
 
 
+def gather(x: Tensor, partner: Tensor) -> Tensor:
+    """The rows `partner` of x; index_select is faster than indexing but forgets the memory format."""
+    return x.index_select(0, partner) if x.is_contiguous() else x[partner]
+
+
 def blend(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
     """weight * x_i + (1 - weight) * x_partner(i); weights 1 and 0 return own and partner's values bit for bit.
 
     x: (R, ...). partner: (B,) rows. weight: numbers or a mask in [0, 1], of x's type, that broadcast to (B, ...).
     """
-    # The gathered rows are written over: one allocation. index_select is faster but forgets the memory format.
-    guest = x.index_select(0, partner) if x.is_contiguous() else x[partner]
-    return guest.lerp_(x[: partner.shape[0]], weight)
+    guest = gather(x, partner)  # written over: one allocation
+    return guest.lerp_(x if x.shape == guest.shape else x[: partner.shape[0]], weight)
+
+
+def blend_(x: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """`blend` in place, where `weight` is that of the partner."""
+    return x.lerp_(gather(x, partner), weight)
+
+
+def require_own_rows(x: Tensor, recipe: Recipe) -> None:
+    """ValueError where x cannot be written over: guests in the batch, more than two samples, gradients."""
+    if recipe.share.shape[1] != 2 or x.shape[0] != recipe.partner.shape[0] or x.requires_grad:
+        raise ValueError(
+            "inplace=True mixes two samples of one batch whose inputs need no gradient; got "
+            f"k = {recipe.share.shape[1]}, {x.shape[0]} rows for {recipe.partner.shape[0]} samples, "
+            f"requires_grad = {x.requires_grad}"
+        )
 
 
 def require_float(x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -111,4 +112,10 @@ class RandomPairing(InBatch):
             return super().__call__(batch, generator)
         count = len(batch)  # everybody has a partner: nothing to fill
         columns = [permutation(count, generator) for _ in range(self.k - 1)]
-        return torch.stack((torch.arange(count, device=generator.device), *columns), dim=1).to(batch.device)
+        return torch.stack((_own(count, generator.device), *columns), dim=1).to(batch.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _own(count: int, device: torch.device) -> Tensor:
+    """0..count-1, kept: making it anew takes as long as the permutation."""
+    return torch.arange(count, device=device)

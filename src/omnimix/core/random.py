@@ -19,6 +19,8 @@ R = TypeVar("R")
 _private = threading.local()
 KEPT = 64
 """How many seeds' private streams are kept."""
+SMALL = 0.1
+"""Below this alpha, PyTorch's Dirichlet can come near the smallest float64."""
 
 
 def default_generator() -> torch.Generator:
@@ -78,21 +80,19 @@ def repeated(function: Callable[[T], R], generator: torch.Generator) -> Callable
     return call
 
 
-def dirichlet(alpha: float | Tensor, rows: int, k: int, generator: torch.Generator) -> Tensor:
+def dirichlet(alpha: float, rows: int, k: int, generator: torch.Generator) -> Tensor:
     """(rows, k) float64 draws from the symmetric Dirichlet(alpha); k = 2 is Beta(alpha, alpha).
 
-    alpha may be a tensor too, (k,) or (rows, k) with one number > 0 a component. Gamma variates are kept as logarithms,
-    log G(a) = log G(a+1) + log(U)/a, so that a tiny alpha gives exact 0s and 1s instead of 0/0.
+    For a small alpha, Gamma variates are kept as logarithms, log G(a) = log G(a+1) + log(U)/a, so that they give exact
+    0s and 1s instead of 0/0.
     """
-    if isinstance(alpha, Tensor):
-        if not bool((alpha > 0).all()) or not bool(alpha.isfinite().all()):
-            raise ValueError(f"alpha must be finite numbers > 0, got {alpha}")
-        alpha = alpha.to(generator.device, torch.float64)
-    else:
-        positive("alpha", alpha)
-        if math.isinf(alpha):
-            return torch.full((rows, k), 1.0 / k, dtype=torch.float64, device=generator.device)
-    shape = torch.zeros((rows, k), dtype=torch.float64, device=generator.device) + alpha + 1.0
+    positive("alpha", alpha)
+    if math.isinf(alpha):
+        return torch.full((rows, k), 1.0 / k, dtype=torch.float64, device=generator.device)
+    if alpha >= SMALL:
+        shape = torch.full((rows, k), float(alpha), dtype=torch.float64, device=generator.device)
+        return torch._sample_dirichlet(shape, generator=generator)
+    shape = torch.full((rows, k), float(alpha) + 1.0, dtype=torch.float64, device=generator.device)
     gamma = torch._standard_gamma(shape, generator=generator)
     boost = (1.0 - uniform(rows, k, generator=generator)).log() / alpha
     return (gamma.log() + boost).softmax(dim=1)

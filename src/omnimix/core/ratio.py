@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,8 @@ class Beta(Ratio):
         self.per_sample, self.fold = per_sample, fold
 
     def __call__(self, rows: int, k: int, generator: torch.Generator) -> Tensor:
-        return self._draw(rows if self.per_sample else 1, k, generator).expand(rows, k)
+        share = self._draw(rows if self.per_sample else 1, k, generator)
+        return share if share.shape[0] == rows else share.expand(rows, k)
 
     def ahead(self, steps: int, k: int, generator: torch.Generator) -> Sequence[Tensor]:
         return () if self.per_sample else torch.split(self._draw(steps, k, generator), 1)
@@ -68,6 +70,9 @@ def complete(share: Tensor) -> Tensor:
     """Float32 shares; with k = 2 the second is exactly 1 - the first after rounding."""
     if share.shape[1] != 2:
         return share.float()
+    if share.shape[0] == 1 and share.device.type == "cpu":  # NumPy is faster for one number
+        lam = float(np.float32(share.tolist()[0][0]))
+        return torch.tensor([[lam, 1.0 - lam]])
     first = share[:, :1].float()
     return torch.cat((first, 1.0 - first), dim=1)
 

@@ -162,9 +162,12 @@ class Mixed:
                 parts = laid(self.y, self.recipe)
                 return sum_of(one_hot(ids, num_classes) * weight.unsqueeze(1) for ids, weight in parts)
             return mix_labels(one_hot(self.y, num_classes), self.recipe)
-        _check_ids(self.y, num_classes)
         share, labels = self.recipe.label_share, self.y[self.recipe.partner].long()
-        return share.new_zeros(len(share), num_classes).scatter_add_(1, labels, share)
+        try:
+            return share.new_zeros(share.shape[0], num_classes).scatter_add_(1, labels, share)
+        except RuntimeError:  # on the CPU it looks itself
+            _check_ids(self.y, num_classes)
+            raise
 
     def loss(self, criterion: Callable[..., Any], output: Tensor, target: Target | None = None) -> Tensor:
         """The mixed loss of the batch, a scalar.

@@ -248,3 +248,26 @@ def test_the_method_is_the_function_on_the_same_draws():
     method = om.create("mixup", alpha=0.4).setup(model, om.Classification(3), generator=draw(1))
     mixed = om.mixup(x, y, alpha=0.4, generator=draw(1))
     torch.testing.assert_close(method.loss(model, (x, y)), mixed.loss(F.cross_entropy, model(mixed.x)))
+
+
+@pytest.mark.parametrize("function", [om.mixup, om.cutmix])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("side", [8, 160])  # small boxes by a mask, large ones one by one
+def test_in_place_gives_the_same_in_the_callers_own_tensor(function, per_sample, side):
+    x, y = torch.rand(6, 3, side, side), torch.arange(6)
+    apart = function(x.clone(), y, per_sample=per_sample, generator=torch.Generator().manual_seed(3))
+    kept = x.clone()
+    mixed = function(kept, y, per_sample=per_sample, generator=torch.Generator().manual_seed(3), inplace=True)
+    assert mixed.x is kept
+    assert not torch.equal(kept, x)
+    torch.testing.assert_close(kept, apart.x)
+    torch.testing.assert_close(mixed.recipe.share, apart.recipe.share)
+
+
+def test_in_place_is_refused_where_the_inputs_are_needed():
+    x, y = torch.rand(4, 3, 8, 8, requires_grad=True), torch.arange(4)
+    for function in (om.mixup, om.cutmix):
+        with pytest.raises(ValueError, match="inplace"):
+            function(x, y, inplace=True)
+    with pytest.raises(ValueError, match="k = 3"):
+        om.mixup(x.detach(), y, k=3, inplace=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...core.method import Mix
-from ...core.operation import Context, Operation, blend, spatial_size
+from ...core.operation import Context, Operation, blend, blend_, require_own_rows, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.preset import mix_once
 from ...core.random import integers
@@ -29,6 +29,10 @@ from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.search import Choice, Log
 from ...core.tree import Tree
+
+
+LARGE = 2**16
+"""Numbers in an image from which on a loop over the boxes is faster than a mask over the batch, on the CPU."""
 
 
 def cut_box(lam: float, size: Sequence[int], centre: Sequence[int]) -> list[slice]:
@@ -58,18 +62,21 @@ def outside(low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
 class CutBox(Operation):
     """Show the partner in a box that covers about the partner's share; shares follow the clipped box.
 
-    per_sample: a box for each sample, else one for the batch, for the first sample's share. x: (R, C, *spatial) with 1
-    to 3 spatial axes, images or hidden maps; ValueError otherwise.
+    per_sample: a box for each sample, else one for the batch, for the first sample's share. inplace: write over the
+    inputs; nothing else may need them. x: (R, C, *spatial) with 1 to 3 spatial axes, images or hidden maps; ValueError
+    otherwise.
     """
 
-    def __init__(self, *, per_sample: bool = False) -> None:
-        self.per_sample = per_sample
+    def __init__(self, *, per_sample: bool = False, inplace: bool = False) -> None:
+        self.per_sample, self.inplace = per_sample, inplace
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
         size, source = spatial_size(x, recipe), context.generator
+        if self.inplace:
+            require_own_rows(x, recipe)
         partner, count = recipe.partner[:, 1].to(x.device), len(recipe.partner) if self.per_sample else 1
         draws = [integers(side, count, generator=source) for side in size]
-        pays = x[0].numel() >= 2**16 and not (x.requires_grad and torch.is_grad_enabled())
+        graph = x.requires_grad and torch.is_grad_enabled()
         boxes: list[Any] = []
         if x.device.type == "cpu" and not self.per_sample:  # numbers are faster than tensors of one number
             box = cut_box(float(recipe.share[0, 0]), size, [int(draw) for draw in draws])
@@ -77,27 +84,37 @@ class CutBox(Operation):
             mask[(..., *box)] = 0.0
             kept = float(np.float32(1.0 - math.prod(edge.stop - edge.start for edge in box) / math.prod(size)))
             share = torch.tensor([[kept, 1.0 - kept]]).expand(len(partner), 2)
-            boxes = [(..., *box)] if pays else []
+            boxes = [] if graph else [(..., *box)]
         else:
             lam = recipe.lam.to(x.device)[:count]
             low, high = cut_boxes(lam, size, torch.stack(draws, dim=1).to(x.device))
             mask = outside(low, high, size)
             share = complete((1.0 - (high - low).prod(dim=1, keepdim=True) / math.prod(size)).expand(-1, 2))
             share = share.expand(len(partner), 2)
-            if x.device.type == "cpu" and pays:
+            if x.device.type == "cpu" and not graph and x[0].numel() >= LARGE:
                 boxes = [(..., *map(slice, *edges)) for edges in zip(low.tolist(), high.tolist(), strict=True)]
-        mixed = _copy(x, partner, boxes) if boxes else blend(x, partner, mask.to(x.dtype))
+        if boxes:
+            return _copy(x, partner, boxes, self.inplace), recipe.with_share(share, mask)
+        weight = mask.to(x.dtype)
+        mixed = blend_(x, partner, 1 - weight) if self.inplace else blend(x, partner, weight)
         return mixed, recipe.with_share(share, mask)
 
 
-def _copy(x: Tensor, partner: Tensor, boxes: list[Any]) -> Tensor:
-    """What `blend` gives, faster for large images on the CPU: only the boxes are gathered."""
-    mixed = x[: len(partner)].clone()
+def _copy(x: Tensor, partner: Tensor, boxes: list[Any], inplace: bool) -> Tensor:
+    """What `blend` gives, faster on the CPU: only the boxes are gathered."""
+    mixed = x if inplace else x[: partner.shape[0]].clone()
     if len(boxes) == 1:
-        torch.index_select(x[boxes[0]], 0, partner, out=mixed[boxes[0]])
-    else:
-        for own, guest, box in zip(mixed.unbind(), partner.tolist(), boxes, strict=True):
-            own[box] = x[guest][box]
+        box = boxes[0]
+        if inplace:
+            mixed[box] = x[box].index_select(0, partner)
+        else:
+            torch.index_select(x[box], 0, partner, out=mixed[box])
+        return mixed
+    guests = [x[guest][box] for guest, box in zip(partner.tolist(), boxes, strict=True)]
+    if inplace:  # a guest may have been written over when its turn comes
+        guests = [guest.clone() for guest in guests]
+    for own, guest, box in zip(mixed.unbind(), guests, boxes, strict=True):
+        own[box] = guest
     return mixed
 
 
@@ -110,14 +127,15 @@ def cutmix(
     lam: float | Tensor | None = None,
     partner: Tensor | None = None,
     generator: torch.Generator | None = None,
+    inplace: bool = False,
 ) -> Mixed:
     """Mix a batch: `mixed = cutmix(x, y); loss = mixed.loss(F.cross_entropy, model(mixed.x))`.
 
     x: float tensor (B, C, *spatial) with 1 to 3 spatial axes. y: class ids (B,), soft or multi-label (B, C), real (B,)
     or (B, D). alpha >= 0 of Beta(alpha, alpha); 0: no mixing. per_sample: a share and a box for each sample instead of
     one for the batch. lam: a number or (B,) values in [0, 1] in place of the draw; the share really kept after clipping
-    is `mixed.recipe.lam`, the mask `mixed.recipe.mask`. partner: (B,) rows in place of a random permutation.
-    ValueError for tables, integer x or arguments out of range.
+    is `mixed.recipe.lam`, the mask `mixed.recipe.mask`. partner: (B,) rows in place of a random permutation. inplace:
+    write over x. ValueError for tables, integer x or arguments out of range.
     """
     per_sample = per_sample or (isinstance(lam, Tensor) and lam.numel() > 1)
     return mix_once(
@@ -125,7 +143,7 @@ def cutmix(
         y,
         RandomPairing(),
         Beta(alpha, per_sample=per_sample),
-        CutBox(per_sample=per_sample),
+        CutBox(per_sample=per_sample, inplace=inplace),
         lam,
         partner,
         generator,

@@ -35,15 +35,17 @@ def mixup(
     lam: float | Tensor | None = None,
     partner: Tensor | None = None,
     generator: torch.Generator | None = None,
+    inplace: bool = False,
 ) -> Mixed:
     """Mix a batch: `mixed = mixup(x, y, alpha=0.2); loss = mixed.loss(F.cross_entropy, model(mixed.x))`.
 
     x: float tensor (B, ...) or a tree of them. y: class ids (B,), soft or multi-label (B, C), real (B,) or (B, D).
     alpha >= 0 of Beta(alpha, alpha); 0: no mixing. k: samples mixed into one (Dirichlet shares). per_sample: one lam a
     sample instead of one a batch. lam: a number or (B,) values in [0, 1] in place of the draw. partner: (B,) rows in
-    place of a random permutation. ValueError for integer x or arguments out of range.
+    place of a random permutation. inplace: write over x (k = 2). ValueError for integer x or arguments out of range.
     """
-    return mix_once(x, y, RandomPairing(k), Beta(alpha, per_sample=per_sample), Interpolate(), lam, partner, generator)
+    operation = Interpolate(inplace=inplace)
+    return mix_once(x, y, RandomPairing(k), Beta(alpha, per_sample=per_sample), operation, lam, partner, generator)
 
 
 @register(
