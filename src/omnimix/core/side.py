@@ -58,6 +58,10 @@ class Beside:
         """The same loss; its backward pass tells by what it was multiplied, as scalers for 16 bits do."""
         return loss + (self._scale - self._scale.detach()).to(loss.dtype)
 
+    def backward(self, loss: Tensor) -> None:
+        """Bring the gradients of `loss` for these modules, and for nothing else."""
+        torch.autograd.backward(self.watch(loss), inputs=[*self.modules.parameters(), self._scale])
+
     @torch.no_grad()
     def step(self, rate: float | None = None) -> None:
         """A step on the gradients that have come since the last one; nothing without them.

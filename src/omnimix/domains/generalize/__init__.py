@@ -2,6 +2,7 @@
 
 from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
+from .ccfp import CCFP
 from .dann import CDANN, DANN
 from .domain_specific_masks import DMG, soft_overlap
 from .domaindrop import DomainDrop
@@ -23,6 +24,7 @@ from .xded import XDED, ensemble_distillation
 
 __all__ = [
     "BSS",
+    "CCFP",
     "CDANN",
     "CORAL",
     "DANN",
@@ -31,6 +33,8 @@ __all__ = [
     "IDGM",
     "IRM",
     "MMD",
+    "MODEA",
+    "MODEF",
     "RIDG",
     "SAM",
     "SWAD",
@@ -50,17 +54,15 @@ __all__ = [
     "coral_distance",
     "ensemble_distillation",
     "exchange_amplitudes",
+    "explore",
     "gradient_products",
     "irm_penalty",
     "lsq",
     "lsq_levels",
+    "mix_of_amplitudes",
+    "mix_styles",
     "mmd_distance",
     "rationale_distances",
     "soft_overlap",
     "view_contrast",
-    "MODEA",
-    "MODEF",
-    "explore",
-    "mix_of_amplitudes",
-    "mix_styles",
 ]
