@@ -1,5 +1,7 @@
 """MODE: spectra and styles of mixtures, the search by hand, donors by domain, and limiting cases."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -101,7 +103,7 @@ def test_the_gradient_of_shares_and_the_rise_of_the_loss(name):
     assert grad.abs().max() > 1e-6
     history.clear()
     explore(loss, w.detach(), 8, 0.005)
-    assert all(now >= before for before, now in zip(history, history[1:], strict=False))
+    assert all(now >= before for before, now in itertools.pairwise(history))
 
 
 def test_donors():

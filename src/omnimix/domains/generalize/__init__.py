@@ -17,6 +17,7 @@ from .online_drm import OnlineDRM
 from .qt_dog import MeanOutput, QTDoG, lsq, lsq_levels
 from .ridg import RIDG, rationale_distances
 from .sam import SAM
+from .smos import SMOS, variance_bound
 from .swad import SWAD, LossValley
 from .tss import TSS
 from .vrex import VREx
@@ -65,4 +66,6 @@ __all__ = [
     "rationale_distances",
     "soft_overlap",
     "view_contrast",
+    "SMOS",
+    "variance_bound",
 ]
