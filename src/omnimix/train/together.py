@@ -252,8 +252,10 @@ class _Together:
         for member in self.members:
             member.method.after_epoch()
         seconds = (time.perf_counter() - start) / len(losses) / len(self.members)
+        sizes = groupby(losses, key=lambda loss: loss.shape[0])
+        means = [torch.stack([*some]).unflatten(1, (len(self.members), -1)).mean(dim=2) for _, some in sizes]
         output = self._validation_outputs()
-        for member, own in zip(self.members, torch.stack(losses).unbind(1), strict=True):
+        for member, own in zip(self.members, torch.cat(means).unbind(1), strict=True):
             member.step_seconds.append(seconds)
             if member.error is not None:
                 continue
@@ -293,7 +295,7 @@ class _Together:
         return _joint(recipes, count), [None if recipe is None else recipe.place for recipe in recipes]
 
     def _train(self, step: _Step) -> Tensor:
-        """One optimiser step of all runs; (S,) their losses."""
+        """One optimiser step of all runs; (S * B,) the losses of their anchors."""
         for weight in self.stack.weights.values():
             weight.grad = None
         losses = self._losses(step)
@@ -302,7 +304,7 @@ class _Together:
             _clip_each(self.stack.weights.values(), self.budget.clip)
         for lane in self.lanes:
             lane.step()
-        return losses.detach().view(-1, step.anchors).mean(dim=1)
+        return losses.detach()
 
     def _losses(self, step: _Step) -> Tensor:
         """(S * B,) the losses of all runs' anchors."""
