@@ -4,12 +4,17 @@ from .base import Merger
 from .dare import DareLinear, DareTies, dare
 from .fisher import Fisher, fisher, fisher_information
 from .linear import Linear, linear
+from .matching import PermutationSpec, activation_matching, permutation_spec, transformer, weight_matching
+from .matching.recalibrate import recalibrate
 from .model_stock import ModelStock, model_stock
+from .pleas import pleas, ratios_for
 from .regmean import RegMean, gram_matrices, regmean
+from .repair import repair
 from .slerp import Slerp, slerp
 from .soup import UniformSoup, greedy_soup
 from .task_arithmetic import TaskArithmetic, task_arithmetic
 from .ties import Ties, ties
+from .zipit import zipit
 
 __all__ = [
     "DareLinear",
@@ -18,11 +23,13 @@ __all__ = [
     "Linear",
     "Merger",
     "ModelStock",
+    "PermutationSpec",
     "RegMean",
     "Slerp",
     "TaskArithmetic",
     "Ties",
     "UniformSoup",
+    "activation_matching",
     "dare",
     "fisher",
     "fisher_information",
@@ -30,8 +37,16 @@ __all__ = [
     "greedy_soup",
     "linear",
     "model_stock",
+    "permutation_spec",
+    "pleas",
+    "ratios_for",
+    "recalibrate",
     "regmean",
+    "repair",
     "slerp",
     "task_arithmetic",
     "ties",
+    "transformer",
+    "weight_matching",
+    "zipit",
 ]

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...core.checks import in_unit
 from .base import Block, Merger
 from .linear import Linear
+from .patches import patches, solvable, watching
 
 RIDGE = 1e-9
 """Added to the diagonal of the summed Gram matrices, relative to its mean."""
@@ -63,7 +63,6 @@ class RegMean(Merger):
         return regmean(block.models, [one[block.name] for one in self.grams], shrink=self.shrink)
 
 
-@torch.no_grad()
 def gram_matrices(model: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tensor]:
     """X^T X / N of the inputs of every linear and ungrouped convolution layer: weight name to (in, in), float64.
 
@@ -72,41 +71,16 @@ def gram_matrices(model: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tenso
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    modes = {module: module.training for module in model.modules()}
 
-    def watch(name: str, layer: nn.Module) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            rows = _rows(layer, given[0])
-            sums[name] = sums.get(name, 0.0) + rows.T @ rows
-            counts[name] = counts.get(name, 0) + len(rows)
+    def note(name: str, layer: nn.Module, given: Tensor, out: Tensor) -> None:
+        rows = patches(layer, given)
+        sums[name] = sums.get(name, 0.0) + rows.T @ rows
+        counts[name] = counts.get(name, 0) + len(rows)
 
-        return layer.register_forward_pre_hook(hook)
-
-    layers = {f"{name}.weight".lstrip("."): layer for name, layer in model.named_modules() if _fits(layer)}
-    handles = [watch(name, layer) for name, layer in layers.items()]
-    model.eval()
-    try:
+    layers = {f"{name}.weight".lstrip("."): layer for name, layer in model.named_modules() if solvable(layer)}
+    with watching(model, layers, note):
         for x in inputs:
             model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not sums:
         raise ValueError("inputs must hold at least one batch, and the model at least one linear or convolution layer")
     return {name: total / counts[name] for name, total in sums.items()}
-
-
-def _fits(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-
-
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the layer multiplies its weight with: (N, in) float64."""
-    if isinstance(layer, nn.Conv2d):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise ValueError(f"gram matrices need convolutions padded with zeros by a number, got {layer}")
-        patches = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        return patches.transpose(1, 2).flatten(0, 1).double()
-    return x.flatten(0, -2).double()
