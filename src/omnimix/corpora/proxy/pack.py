@@ -79,17 +79,20 @@ def pack(
             )
         return packed
     folder.mkdir(parents=True, exist_ok=True)
-    encode = _tokenizer(files, columns, tokenizer, vocabulary, end, shares, seed)
+    encode = _tokenizer(files, columns, tokenizer, vocabulary, end, shares, keep or {}, seed)
     if isinstance(encode, Subwords):
         encode.inner.save(str(folder / "tokenizer.json"))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         parts = _Parts(Path(scratch), np.uint16 if encode.vocabulary <= 2**16 else np.uint32)
         for found in read_documents(files, columns):
-            where = [_place(content, shares, seed) for content in found.contents]
-            for domain, ids, (part, rank) in zip(found.domains, encode.encode(found.contents), where, strict=True):
-                if part == TRAIN and rank >= (keep or {}).get(domain, 1.0):
-                    continue
-                parts.add(part, domain, ids, encode.end)
+            kept = []
+            for domain, content in zip(found.domains, found.contents, strict=True):
+                part, rank = _place(content, shares, seed)
+                if part != TRAIN or rank < (keep or {}).get(domain, 1.0):
+                    kept.append((part, domain, content))
+            ids = encode.encode([content for _, _, content in kept])
+            for (part, domain, _), one in zip(kept, ids, strict=True):
+                parts.add(part, domain, one, encode.end)
         facts = parts.join(folder, [TRAIN, *shares])
     facts |= {"format": FORMAT, "vocabulary": encode.vocabulary, "end": encode.end, "given": given}
     beside = folder / "packed.json.tmp"
@@ -249,6 +252,7 @@ def _tokenizer(
     vocabulary: int | None,
     end: int | str | None,
     shares: Mapping[str, float],
+    keep: Mapping[str, float],
     seed: int,
 ) -> Tokenizer | _Ids:
     if columns.tokens is not None:
@@ -260,13 +264,18 @@ def _tokenizer(
             size = int(name[4:])
         except ValueError:
             raise ValueError(f"tokenizer must be 'bpe:' and a number, as bpe:4096, got {name!r}") from None
-        return learn_subwords(_training_texts(files, columns, shares, seed), size)
+        return learn_subwords(_training_texts(files, columns, shares, keep, seed), size)
     return load_subwords(name) if end is None else load_subwords(name, str(end))
 
 
-def _training_texts(files: Sequence[Path], columns: Columns, shares: Mapping[str, float], seed: int) -> Iterator[str]:
+def _training_texts(
+    files: Sequence[Path], columns: Columns, shares: Mapping[str, float], keep: Mapping[str, float], seed: int
+) -> Iterator[str]:
     for found in read_documents(files, columns):
-        yield from (text for text in found.contents if _place(text, shares, seed)[0] == TRAIN)
+        for domain, text in zip(found.domains, found.contents, strict=True):
+            part, rank = _place(text, shares, seed)
+            if part == TRAIN and rank < keep.get(domain, 1.0):
+                yield text
 
 
 def _place(content: Any, shares: Mapping[str, float], seed: int) -> tuple[str, float]:
