@@ -229,3 +229,10 @@ def test_the_json_has_the_promised_shape(tmp_path):
     assert told["store"] == str(tmp_path / "store.db")
     assert told["report"] == str(tmp_path / "report.html")
     json.dumps(told, allow_nan=False)
+
+
+def test_a_parameter_may_be_infinite(tmp_path):
+    result = compare(asked(methods=("erm", "mixup:alpha=inf")), tmp_path, source=toy(), workers=1)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["configuration"]["parameters"]["mixup:alpha=inf"] == {"alpha": "inf"}
+    assert result.complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -20,6 +21,15 @@ def write_value(value: Value) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def to_json(value: Any) -> Any:
+    """Values in what JSON has: tuples are lists, and what is not finite is its canonical text."""
+    if isinstance(value, Mapping):
+        return {str(name): to_json(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(part) for part in value]
+    return write_value(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fit_sequences(factory: Callable[..., Any], given: Mapping[str, Value]) -> dict[str, Value]:

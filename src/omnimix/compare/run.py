@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from ..core import registry
 from ..core.checks import at_least
 from ..data import Source, load
 from . import engine as engines
+from .arguments import to_json
 from .jobs import (
     TOGETHER,
     Job,
@@ -233,18 +233,18 @@ def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folde
             "digest": source.digest,
         },
         protocol={
-            **json.loads(json.dumps(plan.protocol.describe())),
+            **to_json(plan.protocol.describe()),
             "source": plan.protocol.source,
             "selection": plan.protocol.selection,
         },
-        parameters={str(job.method): json.loads(json.dumps(job.parameters)) for job in order if not job.draw.number},
+        parameters={str(job.method): to_json(job.parameters) for job in order if not job.draw.number},
         primary=main,
         runs=shown,
         rules={rule: found for rule, found in others.items() if _keys(found.runs) != _keys(shown)},
         failed_draws={job.key: job.draw.number for job in order if job.key in failures},
         tuning=[]
         if settings.tune <= 1 and plan.protocol.selection != LEAVE_ONE_OUT
-        else json.loads(json.dumps(tuning(plan, order, chosen, runs))),
+        else to_json(tuning(plan, order, chosen, runs)),
         failures=[replace(failures[job.key], method=str(job.method)) for job in order if job.key in failures],
         stability=stability(plan, jobs, runs) if settings.tune > 1 else [],
         transductive=tuple(str(spec) for spec in settings.specs if create(spec).transductive),
@@ -287,7 +287,7 @@ def _other_rules(settings: Settings, plan: Plan, store: Store) -> dict[str, Rule
         shown = table_runs(other, jobs, chosen, runs)
         tuned = settings.tune > 1 or rule == LEAVE_ONE_OUT
         if shown:
-            found[rule] = Ruled(shown, json.loads(json.dumps(tuning(other, jobs, chosen, runs))) if tuned else [])
+            found[rule] = Ruled(shown, to_json(tuning(other, jobs, chosen, runs)) if tuned else [])
     return found
 
 

@@ -206,13 +206,13 @@ class Settings(BaseModel):
     rows: int | None = Field(None, ge=1)
     data_seed: int = Field(0, ge=0)
     batch_norm: Literal["train", "frozen"] | None = None
-    net: str | None = None
-    epochs: int | None = Field(None, ge=1)
-    batch: int | None = Field(None, ge=1)
+    net: str | None = Field(None, min_length=1)
+    epochs: int | None = Field(None, ge=1, lt=2**31)
+    batch: int | None = Field(None, ge=1, lt=2**31)
     lr: float | None = Field(None, gt=0)
     label_noise: float = Field(0.0, ge=0, le=1)
     noise_seed: int = Field(0, ge=0)
-    tune: int = Field(0, ge=0)
+    tune: int = Field(0, ge=0, le=10_000)
     selection: str | None = None
     controls: bool = False
     equal_compute: bool = False
