@@ -19,15 +19,16 @@ SHOWN = 12
 
 
 def facts(
-    table: RunTable, tests: Sequence[tuple[str, RunTable]], studies: Sequence[Study], makers: Mapping[str, Callable[..., Any]],
-    sizes: Sequence[int], costs: Sequence[float | None], seed: int,
+    table: RunTable, tests: Sequence[tuple[str, RunTable]], studies: Sequence[Study],
+    makers: Mapping[str, Callable[..., Any]], sizes: Sequence[int], costs: Sequence[float | None], seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What the page says, as JSON holds it."""
     from ..corpora.weigh.run_table import short_names
     from ..corpora.weigh.scores import learning_curve
-    from ..corpora.weigh.study import fit, invariance
+    from ..corpora.weigh.study import AVERAGE, fit, invariance
 
     short = dict(zip(table.domains, short_names(table.domains), strict=True))
+    names = dict(zip(table.metrics, short_names(table.metrics), strict=True)) | {AVERAGE: "the average of all losses"}
     tables = [other for _, other in tests]
     found = []
     for one in studies:
@@ -57,7 +58,8 @@ def facts(
         for target, one in targets.items() for a, b, n, rho in invariance(one.tests, tables)
     ]  # fmt: skip
     return {
-        "runs": len(table), "domains": list(table.domains), "short": short, "tests": [name for name, _ in tests],
+        "runs": len(table), "domains": list(table.domains), "short": short,
+        "names": {one.target: names[one.target] for one in studies}, "tests": [name for name, _ in tests],
         "studies": found, "rank_invariance": invariant, "cost": _cost(len(table), *costs), "seed": seed,
     }  # fmt: skip
 
@@ -95,24 +97,23 @@ def write(path: Path, found: Mapping[str, Any], studies: Sequence[Study]) -> Non
 
     from ..compare.report import style
 
-    def drawn(name: str, draw: style.Draw, height: float, width: float = 5.0) -> Markup:
-        return Markup(style.svg(name, draw, height, width))
+    def drawn(name: str, draw: Callable[..., None], height: float, width: float, *what: Any) -> Markup:
+        return Markup(style.svg(name, lambda figure: draw(figure, *what), height, width))
 
     pages = []
     for number, (one, said) in enumerate(zip(studies, found["studies"], strict=True)):
+        weights = one.proposal.weights
         pages.append(
             {
                 **said,
-                "weights_svg": drawn(f"w{number}", lambda f, one=one: _weights(f, one, found["short"]), 3.8),
-                "fits_svg": [
-                    drawn(f"f{number}-{i}", lambda f, test=test: _fit(f, test), 3.0, 3.2)
-                    for i, test in enumerate(one.tests)
-                ],
-                "rows": sorted(one.domains, key=lambda d, one=one: -one.proposal.weights[d]),
+                "weights_svg": drawn(f"w{number}", _weights, 3.8, 5.0, one, found["short"]),
+                "fits_svg": [drawn(f"f{number}-{i}", _fit, 3.0, 3.2, test) for i, test in enumerate(one.tests)],
+                "rows": sorted(one.domains, key=weights.__getitem__, reverse=True),
             }
         )
-    curves = [
-        {"target": target, "svg": drawn(f"c{i}", lambda f, target=target: _curves(f, target, found), 3.4, 8.6)}
+    names = found["names"]
+    targets = [
+        {"name": target, "short": names[target], "svg": drawn(f"c{i}", _curves, 3.4, 8.6, target, found)}
         for i, target in enumerate(dict.fromkeys(one.target for one in studies))
         if found["tests"]
     ]
@@ -120,7 +121,9 @@ def write(path: Path, found: Mapping[str, Any], studies: Sequence[Study]) -> Non
     environment.filters["hundred"] = lambda value: "undefined" if value is None else f"{100 * value:.2f}"
     environment.filters["loss"] = lambda value: "undefined" if value is None else f"{value:.4f}"
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(found=found, studies=pages, curves=curves, variables=style.variables(), short=found["short"])
+    text = template.render(
+        found=found, studies=pages, targets=targets, variables=style.variables(), short=found["short"], names=names
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     style.replace(path, text.encode())
 
@@ -188,6 +191,7 @@ def _curves(figure: Any, target: str, found: Mapping[str, Any]) -> None:
         axes.minorticks_off()
         axes.set(xlabel="fitted runs", title=plain(test))
     panels[0].set_ylabel("Spearman × 100")
+    panels[0].set_ylim(bottom=max(panels[0].get_ylim()[0], -5))
     panels[-1].legend(loc="lower right")
 
 

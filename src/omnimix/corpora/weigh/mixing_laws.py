@@ -8,6 +8,8 @@ Cost: some 20 runs for five domains, at a fraction of the steps and sizes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import least_squares
 
@@ -17,6 +19,9 @@ from .power_law import PowerLaws
 
 STARTS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """c as shares of the lowest loss; with c given the law is linear in the logarithm, which gives the rest of a start."""
+
+HIGHEST = 100.0
+"""Exponents beyond this only occur on the way to a fit; their exponential would overflow."""
 
 
 class MixingLaw(Regressor):
@@ -38,23 +43,23 @@ class MixingLaw(Regressor):
         x = x / x.sum(1, keepdims=True)
 
         def residual(p: Array) -> Array:
-            return np.asarray(p[0] + np.exp(x @ p[1:]) - y)
+            return np.asarray(p[0] + np.exp(np.minimum(x @ p[1:], HIGHEST)) - y)
 
         def slope(p: Array) -> Array:
-            return np.column_stack([np.ones(len(y)), np.exp(x @ p[1:])[:, None] * x])
+            return np.column_stack([np.ones(len(y)), np.exp(np.minimum(x @ p[1:], HIGHEST))[:, None] * x])
 
-        bounds = ([0.0] + [-np.inf] * x.shape[1], [float(y.min())] + [np.inf] * x.shape[1])
-        best = None
+        def solve(begin: Array, evaluations: int) -> Any:
+            return least_squares(
+                residual, begin, slope, bounds=([0.0] + [-np.inf] * x.shape[1], np.inf), loss="huber",
+                f_scale=self.delta, xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=evaluations,
+            )  # fmt: skip
+
+        tried = []
         for share in STARTS:
             c = share * float(y.min())
-            begin = np.append(c, np.linalg.lstsq(x, np.log(y - c + 1e-9), rcond=None)[0])
-            found = least_squares(
-                residual, begin, slope, bounds=bounds, loss="huber", f_scale=self.delta, x_scale="jac",
-                xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=2000,
-            )  # fmt: skip
-            if best is None or found.cost < best.cost:
-                best = found
-        assert best is not None
+            tried.append(solve(np.append(c, np.linalg.lstsq(x, np.log(y - c + 1e-9), rcond=None)[0]), 20))
+        tried.sort(key=lambda found: found.cost)
+        best = min((solve(found.x, 2000) for found in tried[:2]), key=lambda found: found.cost)
         self.c, self.a = float(best.x[0]), best.x[1:]
 
     @property

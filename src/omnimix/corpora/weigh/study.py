@@ -213,7 +213,7 @@ def epoch_caps(domains: Sequence[str], sizes: Mapping[str, float], budget: float
     missing = [d for d in domains if d not in sizes]
     if missing:
         raise ValueError(f"sizes has no number for {', '.join(missing)}")
-    return np.minimum(np.array([max_epochs * sizes[d] / budget for d in domains]), 1.0)
+    return np.array([min(max_epochs * sizes[d] / budget, 1.0) for d in domains])
 
 
 def invariance(tests: Sequence[Test], tables: Sequence[RunTable]) -> list[tuple[str, str, int, float]]:
