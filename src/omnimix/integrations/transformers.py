@@ -237,7 +237,9 @@ class _Layers(Split):
         super().__init__(model, taps=taps)
 
     @contextmanager
-    def rewrite(self, name: str, function: Rewrite) -> Iterator[None]:
+    def rewrite(self, name: str, function: Rewrite, *, before: bool = False) -> Iterator[None]:
+        if before:
+            raise ValueError("hidden layers of texts are mixed at their outputs, where attention masks are joined")
         later = self._after(name)
         if any(getattr(module, "gradient_checkpointing", False) for module in later):  # would see the old masks
             raise ValueError("hidden layers of texts cannot be mixed under gradient checkpointing; mix at the input")
