@@ -24,6 +24,7 @@ from omnimix.core import registry
 from omnimix.core.registry import Info
 
 TABLE = "<!-- generated: methods -->"
+GALLERY = "<!-- generated: gallery -->"
 PICTURES = os.environ.get("OMNIMIX_DOCS_PICTURES", "1") != "0"
 """Pictures take half a second each where they are new; tests of the pages do without."""
 
@@ -35,8 +36,12 @@ def names() -> list[str]:
 
 def on_config(config: Any) -> Any:
     """Put the pages into the navigation."""
+    evidence = Path(config.config_file_path).parent / "evidence"
     for section in config.nav:
         if "Methods" in section:
+            section["Methods"].append({"Gallery": "methods/gallery.md"})
+            many = [{title: f"evidence/{name}.md"} for name, title in comparisons(evidence).items()]
+            section["Methods"] += [{"Comparisons": many}] if many else []
             section["Methods"].append({"By name": [{name: f"methods/{name}.md"} for name in names()]})
     return config
 
@@ -44,11 +49,16 @@ def on_config(config: Any) -> Any:
 def on_files(files: Any, config: Any) -> Any:
     """Make the pages and their pictures."""
     root = Path(config.config_file_path).parent
+    for name in comparisons(root / "evidence"):
+        text = comparison(root / "evidence" / name)
+        files.append(File.generated(config, f"evidence/{name}.md", content=text))
+    _drawn.clear()
     for name in names():
         drawn, said = (
             picture(name, root / "build" / "pictures") if PICTURES else (None, "Pictures were left out of this build.")
         )
         if drawn:
+            _drawn[name] = said
             files.append(File.generated(config, f"methods/{name}.png", content=drawn))
         text = page(registry.info(name), root / "evidence", said, bool(drawn))
         files.append(File.generated(config, f"methods/{name}.md", content=text))
@@ -56,9 +66,45 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    if TABLE not in markdown:
-        return markdown
-    return markdown.replace(TABLE, table(Path(config.config_file_path).parent / "evidence"))
+    if TABLE in markdown:
+        markdown = markdown.replace(TABLE, table(Path(config.config_file_path).parent / "evidence"))
+    return markdown.replace(GALLERY, gallery()) if GALLERY in markdown else markdown
+
+
+_drawn: dict[str, str] = {}
+"""What was said about the pictures of this build."""
+
+
+def gallery() -> str:
+    """The pictures of all methods that have one, those on images first."""
+    by_input = sorted(_drawn, key=lambda name: ("image" not in registry.info(name).inputs, name))
+    parts = []
+    for name in by_input:
+        parts += [f"## [{name}]({name}.md)", escape(registry.info(name).summary), f"![{name}]({name}.png)"]
+    return "\n\n".join(parts) or "Pictures were left out of this build."
+
+
+def comparisons(evidence: Path) -> dict[str, str]:
+    """Folders of evidence that compare many methods, with their titles."""
+    found = {}
+    for readme in sorted(evidence.glob("*/README.md")):
+        whole = all((readme.parent / name).is_file() for name in ("tables.md", "result.json"))
+        if whole and readme.parent.name not in names():
+            found[readme.parent.name] = readme.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    return found
+
+
+def comparison(folder: Path) -> str:
+    """The page of such a folder."""
+    text = (folder / "README.md").read_text(encoding="utf-8").strip().replace("](tables.md)", "](#all-numbers)")
+    made, tables = provenance(folder), (folder / "tables.md").read_text(encoding="utf-8").strip()
+    return "\n\n".join([text, made, "## All numbers", tables]) + "\n"
+
+
+def provenance(folder: Path) -> str:
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    torch, commit = result.get("machine", {}).get("torch", "?"), result.get("commit", "unknown")[:7]
+    return f"Made with torch {torch}, omnimix at commit `{commit}`."
 
 
 def table(evidence: Path) -> str:
@@ -179,13 +225,13 @@ def shown(name: str, evidence: Path) -> list[str]:
         text = (folder / "README.md").read_text(encoding="utf-8")
         text = re.sub(r"\A#[^\n]*\n", "", text).strip().replace("](tables.md)", "](#all-numbers)")
         parts.append(re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE))
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        torch, commit = result.get("machine", {}).get("torch", "?"), result.get("commit", "unknown")[:7]
         tables = (folder / "tables.md").read_text(encoding="utf-8").strip()
-        parts += [f"Made with torch {torch}, omnimix at commit `{commit}`.", "### All numbers", tables]
+        parts += [provenance(folder), "### All numbers", tables]
     else:
         parts.append(f"There is no folder `evidence/{name}` yet: we have not looked for a published effect of its own.")
-    others = [f"[{other}]({other}.md#evidence)" for other in _arms(evidence).get(name, ()) if other != name]
+    arms, many = _arms(evidence).get(name, ()), comparisons(evidence)
+    pages = {other: f"../evidence/{other}.md" if other in many else f"{other}.md#evidence" for other in arms}
+    others = [f"[{many.get(other, other)}]({page})" for other, page in pages.items() if other != name]
     if others:
         also = "also " if len(parts) > 1 else ""
         parts.append(f"It is {also}an arm in the evidence for {', '.join(others)}.")
@@ -199,6 +245,6 @@ def _arms(evidence: Path) -> dict[str, list[str]]:
     for path in sorted(evidence.glob("*/result.json")):
         outcomes = json.loads(path.read_text(encoding="utf-8")).get("outcomes", {}).values()
         for name in {arm.partition(":")[0] for outcome in outcomes for arm in outcome["arms"]} & set(names()):
-            if path.parent.name in names():
+            if path.parent.name in (*names(), *comparisons(evidence)):
                 found.setdefault(name, []).append(path.parent.name)
     return found

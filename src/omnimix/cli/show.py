@@ -163,7 +163,7 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
             method, network, data, batch_size=min(32, len(data.train)), draws=128 if image else 1024, seed=asked.seed
         )
     except ValueError as error:
-        raise ValueError(f"{spec} cannot be shown without training: {error}") from error
+        raise ValueError(f"{spec} cannot be shown without training: {str(error).partition(';')[0]}") from error
     if all(step.recipe is None and step.seen is None for step in steps):
         raise ValueError(f"{spec} mixes nothing: it trains on samples as they are, so there is nothing to show")
     target = ", ".join(source.target_names[:1])
