@@ -37,10 +37,10 @@ class Seen(om.ERM):
     """Keeps what it trains on; if `greedy`, it draws from its own generator and from PyTorch's."""
 
     def __init__(self, greedy=False):
-        self.batches, self.greedy = [], greedy
+        self.taken, self.greedy = [], greedy
 
     def loss(self, model, batch, **streams):
-        self.batches.append(batch)
+        self.taken.append(batch)
         if self.greedy:
             torch.rand(3, generator=self.generator)
             torch.rand(5)
@@ -84,19 +84,19 @@ def test_all_methods_see_the_same_order_and_every_row_once():
     fit(plain, net(), data(), BUDGET, seed=3)
     fit(greedy, net(dropout=0.5), data(), BUDGET, seed=3)
     fit(other, net(), data(), BUDGET, seed=4)
-    orders = [torch.cat([b.index for b in m.batches]).view(4, 40) for m in (plain, greedy, other)]
+    orders = [torch.cat([b.index for b in m.taken]).view(4, 40) for m in (plain, greedy, other)]
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
     assert all(len(set(epoch.tolist())) == 40 for epoch in orders[0])
     assert not torch.equal(orders[0][0], orders[0][1])
-    assert torch.equal(plain.batches[5].x, data().train.x[plain.batches[5].index])
+    assert torch.equal(plain.taken[5].x, data().train.x[plain.taken[5].index])
 
 
 def test_the_last_smaller_batch_is_kept_on_demand():
     method = Seen()
     fit(method, net(), data(), Budget(2, 8, 0.02, drop_last=False), seed=0)
-    assert [len(b) for b in method.batches] == 2 * [8, 8, 8, 8, 8, 5]
-    assert sorted(torch.cat([b.index for b in method.batches[:6]]).tolist()) == list(range(45))
+    assert [len(b) for b in method.taken] == 2 * [8, 8, 8, 8, 8, 5]
+    assert sorted(torch.cat([b.index for b in method.taken[:6]]).tolist()) == list(range(45))
 
 
 def test_global_random_states_are_left_alone_and_runs_repeat():
@@ -210,10 +210,10 @@ def test_augmentation_comes_before_mixing_and_only_in_training():
     before = x.clone()
     fit(seen, model, Data(part, part, None, om.Classification(2)), Budget(2, 8, 0.01, augment=True), seed=0)
     assert torch.equal(x, before)
-    assert all(b.x.shape == (8, 1, 6, 6) and not torch.equal(b.x, x[b.index]) for b in seen.batches)
+    assert all(b.x.shape == (8, 1, 6, 6) and not torch.equal(b.x, x[b.index]) for b in seen.taken)
     again = Seen(greedy=True)
     fit(again, model, Data(part, part, None, om.Classification(2)), Budget(2, 8, 0.01, augment=True), seed=0)
-    assert all(torch.equal(a.x, b.x) for a, b in zip(seen.batches, again.batches, strict=True))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(seen.taken, again.taken, strict=True))
     with pytest.raises(ValueError, match="images"):
         fit(om.ERM(), net(), data(), Budget(2, 8, 0.01, augment=True), seed=0)
 
