@@ -20,6 +20,7 @@ from .sam import SAM
 from .smos import SMOS, variance_bound
 from .swad import SWAD, LossValley
 from .tss import TSS
+from .udim import UDIM, inconsistency
 from .vrex import VREx
 from .xded import XDED, ensemble_distillation
 
@@ -68,4 +69,6 @@ __all__ = [
     "view_contrast",
     "SMOS",
     "variance_bound",
+    "UDIM",
+    "inconsistency",
 ]

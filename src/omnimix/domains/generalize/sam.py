@@ -22,9 +22,8 @@ from ...core.replay import Replay
 from ...core.search import Choice
 
 
-def climb(parameters: Sequence[Tensor], rho: float) -> list[Tensor]:
-    """rho g / |g| of each parameter, |g| over all of them; zeros where no gradient has come."""
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+def climb(grads: Sequence[Tensor], rho: float) -> list[Tensor]:
+    """rho g / |g| of each gradient, |g| over all of them."""
     norm = torch.stack([g.norm() for g in grads]).norm()
     return [g * (rho / (norm + 1e-12)) for g in grads]
 
@@ -60,8 +59,9 @@ class SAM(Method):
         backward(loss)
         weights = [p for p in model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in weights]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
         with torch.no_grad():
-            for p, move in zip(weights, climb(weights, self.rho), strict=True):
+            for p, move in zip(weights, climb(grads, self.rho), strict=True):
                 p.add_(move)
         optimizer.zero_grad(set_to_none=True)
         backward(replay())
