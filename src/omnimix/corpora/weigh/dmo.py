@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares, nnls
@@ -232,9 +233,13 @@ def _beta(n: Array, y: Array, most: float) -> tuple[float, float]:
         below = min(float(np.mean(y - c * powers)), 0.0) / float(np.ptp(y))
         return np.append(difference[top] - difference[bottom], STRICT * below)
 
-    bounds = ([1e-6, 0.0], [20.0, most])
-    begins = [(b, a * most) for b in (0.02, 0.1, 0.5, 1.5) for a in (0.05, 0.3, 0.7)]
-    tight = {"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14}
-    results = [least_squares(residual, b, bounds=bounds, loss="huber", f_scale=DELTA, **tight) for b in begins]
-    best = min(results, key=lambda r: r.cost)
+    def solve(begin: Array | tuple[float, float], evaluations: int) -> Any:
+        return least_squares(
+            residual, begin, bounds=([1e-6, 0.0], [20.0, most]), loss="huber", f_scale=DELTA, xtol=1e-14, ftol=1e-14,
+            gtol=1e-14, max_nfev=evaluations,
+        )  # fmt: skip
+
+    tried = [solve((beta, share * most), 15) for beta in (0.02, 0.1, 0.5, 1.5) for share in (0.05, 0.3, 0.7)]
+    tried.sort(key=lambda found: found.cost)
+    best = min((solve(found.x, 500) for found in tried[:3]), key=lambda found: found.cost)
     return float(best.x[0]), float(best.x[1])
