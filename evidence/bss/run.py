@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from omnimix.data import load
 from omnimix.domains.generalize import exchange_amplitudes
+from omnimix.domains.measure import linear_domain_accuracy
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "evidence"))
@@ -60,9 +57,7 @@ def own_styles(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def told_apart(x: Tensor, domain: Tensor, seed: int) -> float:
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return 100 * float(cross_val_score(model, features(x).numpy(), domain.numpy(), cv=folds).mean())
+    return 100 * linear_domain_accuracy(features(x), domain, seed=seed)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 from collections import OrderedDict
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import omnimix as om
 from omnimix.core.sampler import by_group
 from omnimix.data import Source, load
 from omnimix.data.scale import Scaler
+from omnimix.domains.measure import domain_gradients, mean_pairwise_cosine
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "evidence"))
@@ -59,13 +60,8 @@ def network(seed: int, channels: int, side: int, outputs: int) -> nn.Module:
 
 def probe(model: nn.Module, parts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """(mean loss, mean cosine of the gradients of two domains)."""
-    weights, rows, losses = list(model.parameters()), [], []
-    for x, y in parts:
-        loss = F.cross_entropy(model(x), y)
-        losses.append(loss.item())
-        rows.append(F.normalize(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]), dim=0))
-    cosines = [float(rows[a] @ rows[b]) for a, b in combinations(range(len(rows)), 2)]
-    return sum(losses) / len(losses), sum(cosines) / len(cosines)
+    risks = torch.stack([F.cross_entropy(model(x), y) for x, y in parts])
+    return risks.mean().item(), mean_pairwise_cosine(domain_gradients(risks, model.parameters()))
 
 
 def curve(arm: str, seed: int, steps: int, source: Source, about: dict[str, Any]) -> list[tuple[float, float]]:
