@@ -106,6 +106,15 @@ def test_one_style_a_view_and_another_in_the_next():
     assert torch.equal(torch.fft.fft2(twin.view(X)).abs()[:, :, :2, :2], views[0])
 
 
+def test_plain_exchanges_come_first():
+    method = make(nn.Sequential(nn.Flatten(), nn.Linear(162, 3)), ratio=(0.3, 0.3), black=0.0, fourier=True)
+    donor = torch.randint(4, (4,), generator=draw())
+    mixed = exchange_amplitudes(X, donor, torch.full((4,), 0.3))
+    found = method.view(X)
+    assert any(torch.allclose(found, exchange(mixed, k, 0.3)) for k in range(4))
+    check_method("bss", fourier=True)
+
+
 def test_normalised_inputs_give_normalised_results():
     scale, offset = torch.tensor([2.0, 0.5, 3.0]).view(3, 1, 1), torch.tensor([-1.0, -0.4, -2.0]).view(3, 1, 1)
     network = nn.Sequential(nn.Flatten(), nn.Linear(162, 3))

@@ -108,7 +108,8 @@ class BSS(Method):
     ratio: (low, high), the share of the spectrum that sets the style. views >= 2. weight >= 0, temperature > 0: of the
     contrast. labels: whether the labels train too; without them this is pre-training. negatives: see `view_contrast`.
     jitter in [0, 1]: strength of a change of colours that all images of a view share. black: the value of black, one
-    for all channels or (C,); None: the lowest of each channel in the batch. x: (B, C, *spatial).
+    for all channels or (C,); None: the lowest of each channel in the batch. fourier: exchange amplitudes image by image
+    first, each with a donor and a share of its own, as plain Fourier augmentation does. x: (B, C, *spatial).
     """
 
     def __init__(
@@ -122,13 +123,14 @@ class BSS(Method):
         negatives: Negatives = "same view",
         jitter: float = 0.0,
         black: float | Sequence[float] | None = None,
+        fourier: bool = False,
     ) -> None:
         if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
             raise ValueError(f"ratio must be (low, high) with 0 <= low <= high <= 1, got {ratio!r}")
         self.ratio, self.views, self.labels = tuple(ratio), at_least("views", views, 2), labels
         self.weight, self.temperature = non_negative("weight", weight), positive("temperature", temperature)
         self.negatives: Negatives = one_of("negatives", negatives, ("same view", "all views"))
-        self.jitter, self.black = in_unit("jitter", jitter), black
+        self.jitter, self.black, self.fourier = in_unit("jitter", jitter), black, fourier
 
     def on_setup(self, given: Setup) -> None:
         self.split = given.split or Split(given.model)
@@ -143,10 +145,17 @@ class BSS(Method):
         light = x - black  # the mean of what is not negative has no sign to lose
         if self.jitter:
             light = jitter_colours(light, self.jitter, self.generator)
+        count = len(x)
+        if self.fourier:
+            donor = integers(count, count, generator=self.generator)
+            light = exchange_amplitudes(light, donor, self._shares(count))
+        donor = integers(count, 1, generator=self.generator).expand(count)
+        return exchange_amplitudes(light, donor, self._shares(1).expand(count)) + black
+
+    def _shares(self, count: int) -> Tensor:
+        """(count,) draws of the share of the spectrum."""
         low, high = self.ratio
-        donor = integers(len(x), 1, generator=self.generator).expand(len(x))
-        ratio = (low + (high - low) * uniform(1, generator=self.generator)).expand(len(x))
-        return exchange_amplitudes(light, donor, ratio) + black
+        return low + (high - low) * uniform(count, generator=self.generator)
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         self._given()

@@ -131,7 +131,7 @@ class TSS(ByDomain):
         found, _ = self._styles(model, batches)
         ratios = []
         for name, style in found.items():
-            centres, spreads = self.bank[name]
+            centres, spreads = (value.to(style.device) for value in self.bank[name])
             which, distance = nearest_style(style, centres)
             ratios.append(distance / spreads[which])
         worst = torch.stack(ratios).max(dim=0).values.sort().values

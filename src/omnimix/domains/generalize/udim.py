@@ -5,7 +5,7 @@
 
 g_i(p), g~_i(p): the gradient of sample i and of its moved twin by p, the weight or the bias of the head; m: the mean of
 the g_i of domain d; V, V~: the means of (g_i - m)^2 and (g~_i - m)^2, weight and bias together. Source: Shin et al.,
-"Unknown Domain Inconsistency Minimization for Domain Generalization", ICLR 2024, arXiv 2403.07329. Cost: 4. It begins
+"Unknown Domain Inconsistency Minimization for Domain Generalization", ICLR 2024, arXiv 2403.07329. Cost: 6.5. It begins
 after a warm-up of plain SAM, with the weights as they are; the authors go back to the best validated ones. Their code
 normalises G over the batch, for each pixel: `norm="batch"`, with s = 10.
 """
@@ -76,7 +76,7 @@ def moved(x: Tensor, gradient: Tensor, step: float, norm: Norm = "sample") -> Te
 @register(
     "udim",
     paper="Unknown Domain Inconsistency Minimization for Domain Generalization, ICLR 2024, arXiv 2403.07329",
-    cost=4.0,
+    cost=6.5,
     level="domains",
     search={"rho": Choice(0.01, 0.05, 0.1), "lam": Log(1e-2, 1), "step": Log(0.1, 10)},
 )

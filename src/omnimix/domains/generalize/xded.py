@@ -83,6 +83,8 @@ class XDED(ByDomain):
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         output = self.predict(model, batch.x)
+        if output.ndim != 2:
+            raise ValueError(f"xded distils one output a sample (B, C), the network gives {tuple(output.shape)}")
         distilled = ensemble_distillation(output, self._class(batch.y), self.temperature)
         return self.task.mean_loss(output, batch.y) + self.lam * distilled
 
