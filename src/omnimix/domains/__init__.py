@@ -1,5 +1,5 @@
 """Bridge domains: training that generalises to domains nobody has seen."""
 
-from . import generalize
+from . import generalize, measure
 
-__all__ = ["generalize"]
+__all__ = ["generalize", "measure"]

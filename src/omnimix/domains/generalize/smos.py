@@ -6,7 +6,7 @@ f, F_l: the head's inputs and hidden maps of the network, g, G_l those of the pr
 softplus(b_l) + 1e-5 is learned for each channel, from 0.1, at m times the learning rate. Source: Luo, Feinglass,
 Gokhale, Lee, Baral, Yang, "Grounding Stylistic Domain Generalization with Quantitative Domain Shift Measures and
 Synthetic Scene Images", CVPR workshops 2024, arXiv 2405.15961; the second part is MIRO's (Cha et al., ECCV 2022, arXiv
-2203.10789). Cost: 1.5. The authors' code takes the divergence of raw features with the arguments of `kl_div`
+2203.10789). Cost: 1.4. The authors' code takes the divergence of raw features with the arguments of `kl_div`
 misplaced, which is no divergence: `reference=True`. JS is in nats.
 """
 
@@ -59,7 +59,7 @@ def _channel(h: Tensor) -> tuple[int, ...]:
     "smos",
     paper="Grounding Stylistic Domain Generalization with Quantitative Domain Shift Measures and Synthetic Scene "
     "Images, CVPR workshops 2024, arXiv 2405.15961",
-    cost=1.5,
+    cost=1.4,
     level="domains",
     search={"weight": Log(1e-2, 1)},
 )
