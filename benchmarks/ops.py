@@ -61,7 +61,7 @@ from omnimix.samples.operation import (
     tokenmix,
 )
 
-CLASSES, OURS = 100, "omnimix"
+CLASSES, OURS, TURN = 100, "omnimix", 0.2
 Call = Callable[[Tensor, Tensor], Any]
 Row = tuple[str, str, str]  # operation, mode, who
 MODES = {"batch": False, "sample": True}
@@ -189,20 +189,23 @@ _MAPS: dict[torch.Size, Tensor] = {}
 
 
 def measure(calls: dict[Row, Call], size: int, side: int, repeats: int) -> dict[Row, list[float]]:
-    """The times of each call in ms; the calls take turns in random order, small images several times a turn."""
+    """The times of each call in ms; the calls take turns in random order, fast ones several times a turn."""
     source = torch.Generator().manual_seed(1)
     x = torch.randn(size, 3, side, side, generator=source)
     y = torch.randint(CLASSES, (size,), generator=source)
     times: dict[Row, list[float]] = {row: [] for row in calls}
-    count, order = max(1, 2**23 // x.numel()), random.Random(2)
+    counts, most, order = dict.fromkeys(calls, 1), max(1, 2**23 // x.numel()), random.Random(2)
     for turn in range(repeats + 1):
         for row in order.sample(list(calls), len(calls)):
             batch = x.clone() if row[2].startswith(("timm", "openmixup")) else x
             start = time.perf_counter()
-            for _ in range(count):
+            for _ in range(counts[row]):
                 calls[row](batch, y)
-            if turn:  # the first is a warm-up
-                times[row].append(1e3 * (time.perf_counter() - start) / count)
+            seconds = (time.perf_counter() - start) / counts[row]
+            if turn:
+                times[row].append(1e3 * seconds)
+            else:  # a warm-up, which tells how often a turn may call
+                counts[row] = max(1, min(most, int(TURN / seconds)))
     return times
 
 

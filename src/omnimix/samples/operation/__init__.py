@@ -10,6 +10,7 @@ from .cutmix import CutBox, CutMix, cutmix
 from .fmix import FMix, FourierMask, fmix
 from .gridmix import GridHoles, GridMix, gridmix
 from .gridmix_local import GridCells, GridMixLocal
+from .guidedmixup import GuidedBlend, GuidedMixup, greedy_cycle, guidedmixup
 from .manifold_mixup import ManifoldMixup, manifold_mixup
 from .mixpro import MaskCells, MixPro, ProgressiveAttention, mixpro
 from .mixstyle import MixStyle, OtherDomain, Statistics
@@ -55,6 +56,8 @@ __all__ = [
     "GridMixLocal",
     "GroupDirichlet",
     "Groups",
+    "GuidedBlend",
+    "GuidedMixup",
     "JointBlocks",
     "ManifoldMixup",
     "MaskCells",
@@ -98,7 +101,9 @@ __all__ = [
     "co_mixup",
     "cutmix",
     "fmix",
+    "greedy_cycle",
     "gridmix",
+    "guidedmixup",
     "jensen_shannon",
     "manifold_mixup",
     "mixpro",

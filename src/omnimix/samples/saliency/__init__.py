@@ -4,7 +4,7 @@ from .activation import ClassActivation, MeanActivation, class_activation, featu
 from .attention import Attention, Watched, attention, watch_attention
 from .center_surround import CenterSurround, center_surround
 from .input_gradient import InputGradient, input_gradient
-from .maps import Given, as_saliency, at_size, normalised
+from .maps import Given, as_saliency, at_size, filtered, normalised
 from .spectral_residual import SpectralResidual, spectral_residual
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "center_surround",
     "class_activation",
     "feature_map",
+    "filtered",
     "input_gradient",
     "normalised",
     "spectral_residual",

@@ -38,7 +38,7 @@ class Watched(TorchFunctionMode):
     """The attention of a forward pass of `model`; see `watch_attention`."""
 
     def __init__(self, model: nn.Module, always: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         registers = [p.shape[-2] for name, p in model.named_parameters() if name.rpartition(".")[2] in REGISTERS]
         self.registers, self.name, self.open = sum(registers), type(model).__name__, always
         self._kept = dict[int, tuple[int, int, _Weights]]()  # of each number of rows the last: queries, keys, weights
@@ -57,7 +57,7 @@ class Watched(TorchFunctionMode):
             self._multi_head(args, kwargs)
         elif func in _SOFTMAX and out.ndim == 4:
             weights = out.detach()
-            self._keep(len(out), *out.shape[2:], lambda queries: weights[:, :, queries])
+            self._keep(len(out), out.shape[2], out.shape[3], lambda queries: weights[:, :, queries])
         return out
 
     def _product(

@@ -1,4 +1,4 @@
-"""What saliency maps share: their size, their scale, and maps that the caller brings."""
+"""What saliency maps share: their size, their scale, filters, and maps that the caller brings."""
 
 from __future__ import annotations
 
@@ -49,3 +49,14 @@ def normalised(maps: Tensor) -> Tensor:
     flat = flat / flat.sum(dim=1, keepdim=True)
     good = flat.isfinite().all(dim=1, keepdim=True)
     return torch.where(good, flat, 1.0 / flat.shape[1]).view(maps.shape)
+
+
+def filtered(maps: Tensor, weights: Tensor) -> Tensor:
+    """maps (R, 1, *grid) filtered by `weights`, of odd length, along every axis; the edge values go on outside."""
+    reach = torch.arange(len(weights), device=maps.device) - len(weights) // 2
+    for axis in range(2, maps.ndim):
+        side = maps.shape[axis]
+        source = (torch.arange(side, device=maps.device).unsqueeze(1) + reach).clamp(0, side - 1)
+        matrix = maps.new_zeros(side, side).scatter_add_(1, source, weights.expand(side, -1))
+        maps = (maps.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    return maps

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.checks import at_least
 from ...core.operation import Context, Saliency
-from .maps import at_size
+from .maps import at_size, filtered
 
 SPREAD = 2.5 / 64
 """Standard deviation of the Gaussian, in sides: 2.5 cells of the paper's 64."""
@@ -32,23 +32,12 @@ def spectral_residual(x: Tensor, side: int = 64) -> Tensor:
     amplitude = spectrum.abs()
     floor = 1e-6 * amplitude.amax(dim=axes, keepdim=True) + torch.finfo(torch.float32).tiny
     residual, phase = (amplitude + floor).log(), spectrum.angle()
-    residual = residual - _filtered(residual, residual.new_full((3,), 1 / 3))
+    residual = residual - filtered(residual, residual.new_full((3,), 1 / 3))
     maps = torch.fft.ifftn(torch.polar(residual.exp(), phase), dim=axes).abs().square()
     spread = SPREAD * max(maps.shape[2:])
     reach = max(1, round(2 * spread))
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / spread) ** 2)
-    return at_size(_filtered(maps, bell / bell.sum()), size)
-
-
-def _filtered(maps: Tensor, weights: Tensor) -> Tensor:
-    """maps (R, 1, *grid) filtered by `weights`, of odd length, along every axis; the edge values go on outside."""
-    reach = torch.arange(len(weights), device=maps.device) - len(weights) // 2
-    for axis in range(2, maps.ndim):
-        side = maps.shape[axis]
-        source = (torch.arange(side, device=maps.device).unsqueeze(1) + reach).clamp(0, side - 1)
-        matrix = maps.new_zeros(side, side).scatter_add_(1, source, weights.expand(side, -1))
-        maps = (maps.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-    return maps
+    return at_size(filtered(maps, bell / bell.sum()), size)
 
 
 class SpectralResidual(Saliency):
