@@ -33,6 +33,25 @@ def test_batches_follow_from_the_generator():
     assert not torch.equal(same[0], same[2])
 
 
+def test_a_batch_may_hold_some_groups_only():
+    group = torch.arange(6).repeat(8)
+    batches = by_group(group, 9, 40, _generator(), some=2)
+    seen = torch.zeros(6)
+    for batch in batches:
+        ids, counts = torch.unique(group[batch], return_counts=True)
+        assert counts.tolist() == [4, 4]
+        seen[ids] += 1
+    assert seen.sum() == 80
+    assert seen.min() > 5
+    for one in range(6):  # two visits go through a group
+        rows = torch.cat([batch[group[batch] == one] for batch in batches])
+        assert sorted(rows[:8].tolist()) == list(range(one, 48, 6))
+    every = by_group(group, 12, 3, _generator(), some=9)
+    assert all(torch.equal(a, b) for a, b in zip(every, by_group(group, 12, 3, _generator()), strict=True))
+    with pytest.raises(ValueError, match="some"):
+        by_group(group, 12, 3, _generator(), some=0)
+
+
 def test_too_small_a_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size = 2 has no room for a row of each of the 3 groups"):
         by_group(torch.arange(3), 2, 1, _generator())

@@ -5,28 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import at_least
 from .random import permutation
 
 
-def by_group(group: Tensor, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+def by_group(group: Tensor, size: int, steps: int, generator: torch.Generator, some: int | None = None) -> list[Tensor]:
     """`steps` batches with equally many rows of every group, group after group: (size // G * G,) rows each.
 
     group: (N,) ids, for instance domains. Each group is gone through in a shuffled order, and then in another one; a
-    group smaller than its share of a batch comes several times in it. ValueError if a batch has no row for each group.
+    group smaller than its share of a batch comes several times in it. some: so many groups in a batch, drawn anew for
+    each; None: all G of them. ValueError if a batch has no row for each group.
     """
     ids = torch.unique(group)
-    each = size // len(ids)
+    count = len(ids) if some is None else min(at_least("some", some, 1), len(ids))
+    each = size // count
     if not each:
-        raise ValueError(
-            f"batch_size = {size} has no room for a row of each of the {len(ids)} groups; use a larger one"
-        )
+        raise ValueError(f"batch_size = {size} has no room for a row of each of the {count} groups; use a larger one")
     columns = []
     for one in ids:
         rows = torch.nonzero(group == one).flatten().cpu()
         passes = -(-steps * each // len(rows))
         order = torch.cat([rows[permutation(len(rows), generator)] for _ in range(passes)])
         columns.append(order[: steps * each].view(steps, each))
-    return list(torch.cat(columns, dim=1).unbind())
+    if count == len(ids):
+        return list(torch.cat(columns, dim=1).unbind())
+    chosen = torch.zeros(steps, len(ids), dtype=torch.long)
+    for row in chosen:
+        row[permutation(len(ids), generator)[:count]] = 1
+    stack, visit = torch.stack(columns), chosen.cumsum(dim=0) - 1
+    groups = [row.nonzero().flatten() for row in chosen]
+    return [stack[here, turn[here]].flatten() for here, turn in zip(groups, visit, strict=True)]
 
 
 def by_class_and_domain(

@@ -148,3 +148,13 @@ def test_idgm_is_risk_less_inner_products():
     grads = [_flat(torch.autograd.grad(r, list(net.parameters()), retain_graph=True)) for r in risks]
     products = torch.stack([grads[a] @ grads[b] for a, b in ((0, 1), (0, 2), (1, 2))]).mean()
     assert torch.allclose(method.loss(net, om.Batch(x, y, domain)), risks.mean() - 0.5 * products)
+
+
+def test_a_batch_holds_the_domains_that_a_step_visits():
+    domain = torch.arange(40) % 5
+    method = om.create("fish", domains=2)
+    method.setup(_Weight(), om.Regression(1), om.Table(domain=domain))
+    batches = method.batches(8, 30, torch.Generator().manual_seed(0))
+    assert all(torch.unique(domain[batch], return_counts=True)[1].tolist() == [4, 4] for batch in batches)
+    assert set(torch.unique(domain[torch.cat(batches)]).tolist()) == set(range(5))
+    assert om.create("fish").batches(8, 30, torch.Generator()) is None

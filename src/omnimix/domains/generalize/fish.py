@@ -13,6 +13,7 @@ in the authors' code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ...core.batch import Batch
 from ...core.checks import at_least, in_unit, non_negative
 from ...core.random import permutation
 from ...core.registry import register
+from ...core.sampler import by_group
 from ...core.search import Choice, Log
 from ...core.tree import tree_map
 from .base import ByDomain
@@ -55,12 +57,19 @@ class Fish(ByDomain):
     """Step through the domains one after the other, then go part of the way to where that led.
 
     eps in [0, 1]: that part. shuffle: visit the domains in random order; DomainBed keeps one order. domains: how many
-    of those in the batch a step visits; None: all.
+    a step visits, which are then those in its batch; None: all.
     """
 
     def __init__(self, eps: float = 0.5, *, shuffle: bool = True, domains: int | None = None) -> None:
         self.eps, self.shuffle = in_unit("eps", eps), shuffle
         self.visited = None if domains is None else at_least("domains", domains, 1)
+
+    def batches(self, size: int, steps: int, generator: torch.Generator) -> list[Tensor] | None:
+        if self.visited is None:
+            return None
+        assert self.given is not None
+        assert self.given.table is not None
+        return by_group(self.given.table["domain"], size, steps, generator, self.visited)
 
     def step(
         self,
@@ -80,7 +89,7 @@ class Fish(ByDomain):
         losses = []
         for domain in present[: self.visited]:
             rows = torch.nonzero(group == domain).flatten()
-            part = Batch(tree_map(lambda t, rows=rows: t[rows], batch.x), batch.y[rows])
+            part = Batch(tree_map(partial(torch.index_select, dim=0, index=rows), batch.x), batch.y[rows])
             optimizer.zero_grad(set_to_none=True)
             loss = self.plain_loss(model, part)
             backward(loss)
