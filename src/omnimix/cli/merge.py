@@ -18,7 +18,13 @@ SHOWN = 40
 
 @app.command()
 def merge(
-    what: Annotated[str, typer.Argument(metavar="METHOD|RECIPE", help="How to merge, or a recipe (.yaml).")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD|RECIPE",
+            help="How to merge, or a recipe (.yaml); with --evaluate methods with commas between.",
+        ),
+    ],
     models: Annotated[list[str] | None, typer.Argument(help="Local folders, or files of weights.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the merged model; new.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that the others were fine-tuned from.")] = None,
@@ -33,6 +39,18 @@ def merge(
     shard_size: Annotated[float, typer.Option(help="GB of values in a file, at most.")] = 5.0,
     allow: Annotated[list[str] | None, typer.Option(help="What may differ: config, vocabulary.")] = None,
     unpickle: Annotated[bool, typer.Option("--unpickle", help="Read files of torch.save too (tensors only).")] = False,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Try methods and coefficients, keep the best by this function of a model's folder.",
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="With --evaluate: draws of the open coefficients, a method.")] = 8,
+    lower: Annotated[
+        bool, typer.Option("--lower", help="With --evaluate: lower is better, as for perplexity.")
+    ] = False,
+    draw_seed: Annotated[int, typer.Option(help="With --evaluate: seed of the draws.")] = 0,
     check: Annotated[bool, typer.Option("--check", help="Say what stands in the way, and write nothing.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
@@ -51,14 +69,22 @@ def merge(
             raise ValueError("--out DIR is needed (or --check, which writes nothing)")
         from ..models import checkpoint
 
-        recipe = _recipe(what, models or [], base, given, dtype)
+        how: dict[str, Any] = {"shard_size": round(shard_size * 1e9), "allow": allow or (), "unpickle": unpickle}
+        evaluation = None
         try:
-            plan = checkpoint.plan_merge(
-                recipe, shard_size=round(shard_size * 1e9), allow=allow or (), unpickle=unpickle
-            )
+            if evaluate is None:
+                recipe = _recipe(what, models or [], base, given, dtype)
+            else:
+                if out is None or check:
+                    raise ValueError("--evaluate merges: it needs --out DIR, and goes without --check")
+                names = [what] if what.endswith((".yaml", ".yml")) else what.split(",")
+                recipes = [_recipe(name, models or [], base, _taken(name, given), dtype) for name in names]
+                recipe, evaluation = _best(recipes, evaluate, out, draws, draw_seed, lower, how)
+            plan = checkpoint.plan_merge(recipe, **how)
         except checkpoint.Disagreement as error:
             _tell_differences(error, as_json)
             raise typer.Exit(2) from None
+        plan.evaluation = evaluation
         tell = console(stderr=True)
         done = 0
 
@@ -79,7 +105,8 @@ def merge(
             _work(plan, out, check, lambda reached, name: None)
     facts = {"tensors": len(plan.tensors), "bytes": plan.size, "files": list(plan.shards), **recipe.facts()}
     if as_json:
-        sys.stdout.write(json.dumps({"out": None if check else str(out), **facts, "differences": []}) + "\n")
+        said = {"out": None if check else str(out), **facts, "differences": [], "evaluation": evaluation}
+        sys.stdout.write(json.dumps(said) + "\n")
     else:
         verb = "can be merged" if check else f"merged into {out}"
         files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
@@ -94,6 +121,48 @@ def _work(plan: Any, out: Path | None, check: bool, told: Any) -> None:
     else:
         assert out is not None
         checkpoint.merge_checkpoints(plan, out, told)
+
+
+def _taken(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Of the options given, those that a method takes; a recipe takes all, and says what it does not."""
+    from ..models.checkpoint import METHODS
+
+    options = METHODS.get(name.replace("_", "-"))
+    return dict(given) if options is None else {key: value for key, value in given.items() if key in options[1]}
+
+
+def _best(
+    recipes: list[Any], text: str, out: Path, draws: int, seed: int, lower: bool, how: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The best recipe of a sweep, and what its card says of it."""
+    from ..compare import merging
+
+    judge = merging.Judge.of(text)
+    asked = merging.candidates(recipes, draws, seed)
+    models = len({path for recipe in recipes for path in (recipe.base, *recipe.models) if path})
+    tell, done = console(stderr=True), 0
+    with progress(lambda: done, models + len(asked), tell, "models") as ended:
+
+        def told(score: Any) -> None:
+            nonlocal done
+            done += 1
+            ended(f"{score.name} {_said(score.options)}: {score.value:.6g}")
+
+        scores = merging.evaluate(asked, judge, out.with_name(out.name + ".evaluation"), told=told, **how)
+    order = merging.ranked(scores, lower)
+    table = Table("model or operator", "options", "score", "seconds")
+    for score in order[:SHOWN]:
+        table.add_row(score.name, _said(score.options), f"{score.value:.6g}", f"{score.seconds:.1f}")
+    tell.print(table, markup=False)
+    best = next(score for score in order if score.recipe is not None)
+    if order[0].recipe is None:
+        tell.print(f"no merge is better than {order[0].name} alone ({order[0].value:.6g})", markup=False)
+    rows = [{"name": score.name, "options": dict(score.options), "score": score.value} for score in order]
+    return best.recipe, {"function": text, "lower_is_better": lower, "draws": draws, "seed": seed, "scores": rows}
+
+
+def _said(options: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def _recipe(what: str, models: list[str], base: str | None, given: dict[str, Any], dtype: str | None) -> Any:

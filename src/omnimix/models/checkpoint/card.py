@@ -47,7 +47,7 @@ def facts(plan: Plan, sources: Mapping[Path, str], written: Mapping[str, str]) -
         inputs.append({"model": one.label, "role": role, "files": {file.name: sources[file] for file in one.files}})
     return {
         "omnimix": __version__, **plan.recipe.facts(), "inputs": inputs, "files": dict(written),
-        "tensors": len(plan.tensors), "bytes": plan.size,
+        "tensors": len(plan.tensors), "bytes": plan.size, "evaluation": plan.evaluation,
     }  # fmt: skip
 
 
@@ -75,4 +75,16 @@ def _page(plan: Plan, held: dict[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in held["options"].items())
     lines += ["", f"Options for all: {options or 'none'}. Result: {recipe.dtype or 'dtypes of the inputs'}.", ""]
     lines += ["| result | SHA-256 |", "|---|---|", *(f"| {f} | `{digest}` |" for f, digest in held["files"].items())]
-    return "\n".join([*lines, "", "It has not been evaluated.", ""])
+    return "\n".join([*lines, "", *_evaluation(plan.evaluation), ""])
+
+
+def _evaluation(held: Mapping[str, Any] | None) -> list[str]:
+    if held is None:
+        return ["It has not been evaluated."]
+    better = "lower" if held["lower_is_better"] else "higher"
+    lines = [f"Chosen by `{held['function']}` among {len(held['scores'])} models ({better} is better).", ""]
+    lines += ["| model or operator | options | score |", "|---|---|---|"]
+    for row in held["scores"]:
+        options = ", ".join(f"{name} {value}" for name, value in row["options"].items())
+        lines.append(f"| {row['name']} | {options} | {row['score']:.6g} |")
+    return lines

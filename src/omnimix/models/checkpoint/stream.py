@@ -52,6 +52,8 @@ class Plan:
     """The operator of every floating-point tensor."""
     shards: dict[str, list[str]]
     """File name to tensors."""
+    evaluation: dict[str, Any] | None = None
+    """What was measured, for the card."""
 
     @property
     def lead(self) -> Checkpoint:
@@ -71,7 +73,13 @@ class Plan:
         """What the output depends on, without reading the values."""
         files = [file for checkpoint in self.everyone for file in checkpoint.files]
         inputs = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        return {"omnimix": __version__, "recipe": self.recipe.facts(), "shards": self.shards, "inputs": inputs}
+        return {
+            "omnimix": __version__,
+            "recipe": self.recipe.facts(),
+            "shards": self.shards,
+            "inputs": inputs,
+            "evaluation": self.evaluation,
+        }
 
     def close(self) -> None:
         for checkpoint in self.everyone:
