@@ -89,6 +89,14 @@ def test_the_networks_gradient_may_guide():
         guidedmixup(x, y, InputGradient())
 
 
+def test_guests_stay_the_partners():
+    x = torch.rand(4, 1, 8, 8, generator=draw())
+    recipe = om.Recipe(torch.tensor([[0, 2], [1, 3]]), torch.full((2, 2), 0.5))
+    mixed, applied = GuidedBlend()(x, recipe, Context(draw()))
+    assert applied.partner.tolist() == [[0, 2], [1, 3]]
+    torch.testing.assert_close(mixed, applied.mask * x[:2] + (1 - applied.mask) * x[2:])
+
+
 def test_half_precision_and_refusals():
     x = torch.rand(4, 3, 8, 8, generator=draw()).bfloat16()
     assert guidedmixup(x, torch.arange(4)).x.dtype == torch.bfloat16

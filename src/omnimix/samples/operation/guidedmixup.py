@@ -49,7 +49,7 @@ class GuidedBlend(Operation):
 
     saliency: how to find it, or the maps of all rows; None is `SpectralResidual()`. smooth >= 0: the deviation of the
     Gaussian, in pixels, that smooths maps as far as it reaches. pair: take the partners from `greedy_cycle`, not from
-    the recipe. x: (R, C, *spatial) with 1 to 3 spatial axes; ValueError otherwise.
+    the recipe, unless the batch brings guests. x: (R, C, *spatial) with 1 to 3 spatial axes; ValueError otherwise.
     """
 
     def __init__(self, saliency: Saliency | Tensor | None = None, smooth: float = 3.0, *, pair: bool = True) -> None:
@@ -64,7 +64,7 @@ class GuidedBlend(Operation):
             bell = torch.exp(-0.5 * (reach / self.smooth) ** 2)
             maps = filtered(maps, bell / bell.sum())
         maps, partner = normalised(maps), recipe.partner[:, 1].to(x.device)
-        if self.pair:
+        if self.pair and count == len(x):
             partner = greedy_cycle(maps[:count])
         lam = rowwise(recipe.lam.to(x.device, maps.dtype), maps)
         own, guest = lam * maps[:count], (1.0 - lam) * maps[partner]
