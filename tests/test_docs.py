@@ -61,6 +61,7 @@ PLANNED = {
 
 NEEDS = {
     "docs/tasks/images.md": ("torchvision", "timm"),
+    "docs/tasks/domains.md": ("PIL",),
     "docs/tasks/trainers.md": ("lightning", "transformers", "accelerate"),
 }
 BEFORE = {
@@ -134,7 +135,7 @@ def run(command):
 
 
 def app():
-    from omnimix.cli import compare, merge, methods, show  # noqa: F401
+    from omnimix.cli import compare, merge, methods, show, weigh  # noqa: F401
     from omnimix.cli.console import app
 
     return app

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def runs(archive: Path, member: str, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(n, k) weights and (n, m) losses at a step, and the m names; without the runs that the authors optimised (900..)."""
+    """(n, k) weights and (n, m) losses at a step, and the m names; runs numbered from 900, optimised ones, stay out."""
     found: dict[tuple[float, ...], dict[str, float]] = defaultdict(dict)
     with tarfile.open(archive) as files:
         file = files.extractfile(f"mixing-laws/{member}.txt")

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omnimix.corpora import Mixture
@@ -78,6 +78,7 @@ def test_the_start_of_a_phase_moves_with_the_unit():
     assert documents.at(0.9) == {"short": 0.0, "long": 1.0}
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6),
     st.lists(st.floats(0.01, 0.99), max_size=3, unique=True),
@@ -133,3 +134,16 @@ def test_other_bad_arguments():
         Mixture({"a": 1, "b": 1}).vector(["a", "c"])
     with pytest.raises(AttributeError, match="does not change"):
         Mixture({"a": 1}).unit = "documents"
+
+
+def test_published_weights(real_data):
+    folder = real_data("domain-weights") / "doremi"
+    given = json.loads((folder / "pile_doremi_280M_256kvocab_paper.json").read_text())["train_domain_weights"]
+    mixture = Mixture(given, provenance={"method": "doremi"})
+    assert len(mixture.domains) == 22
+    assert sum(given.values()) != 1
+    assert sum(mixture.weights.values()) == pytest.approx(1, abs=1e-12)
+    assert mixture.weights["Pile-CC"] == pytest.approx(0.6057 / sum(given.values()))
+    other = json.loads((folder / "pile_uniform.json").read_text())["train_domain_weights"]
+    # another order of the same names: by name, never by position
+    assert Mixture(other).vector(mixture.domains) == pytest.approx([1 / 22] * 22)
