@@ -103,7 +103,7 @@ class Proxies(Work):
             code=job.config["code"],
             config=job.config,
             metrics={part: _mean(list(losses.values())) for part, losses in known.items()},
-            domains=domains,  # type: ignore[arg-type]
+            domains=domains,
             history=[],
             best_epoch=None,
             seconds=done.seconds,
@@ -131,7 +131,7 @@ def make_jobs(
     packed: Packed, mixtures: Sequence[Mixture], training: Training, seeds: Sequence[int], parts: tuple[str, ...]
 ) -> list[ProxyJob]:
     """A job for every mixture and seed, mixture by mixture; ValueError for a mixture of other domains."""
-    jobs = []
+    jobs: list[ProxyJob] = []
     for mixture in mixtures:
         unknown = set(mixture.domains) - set(packed.domains)
         if unknown:

@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
         in_unit("dropout", dropout)
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of 2 * heads = {2 * heads} (rotary positions), got {width}")
+        self.head_size = width // heads
         self.embed = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads, expand, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -65,7 +66,7 @@ class LanguageModel(nn.Module):
     def features(self, tokens: Tensor) -> Tensor:
         """(B, T, width): what `head` maps to logits."""
         h = self.embed(tokens)
-        cosine, sine = rotation(tokens.shape[1], self.blocks[0].attention.size, h)  # type: ignore[union-attr, arg-type]
+        cosine, sine = rotation(tokens.shape[1], self.head_size, h)
         for block in self.blocks:
             h = block(h, cosine, sine)
         out: Tensor = self.norm(h)
@@ -94,7 +95,9 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         h = h + self.drop(self.attention(self.norm1(h), cosine, sine))
-        return h + self.drop(self.down(F.gelu(self.up(self.norm2(h)), approximate="tanh")))
+        inner = F.gelu(self.up(self.norm2(h)), approximate="tanh")
+        out: Tensor = h + self.drop(self.down(inner))
+        return out
 
 
 class Attention(nn.Module):

@@ -156,7 +156,7 @@ def _arrow(file: Path, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]
 
 def _values(column: Any, columns: Columns) -> list[Any]:
     if columns.text is not None:
-        return column.to_pylist()
+        return list(column.to_pylist())
     return [None if value is None else np.asarray(value.values) for value in column]
 
 

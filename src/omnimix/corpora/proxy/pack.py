@@ -155,7 +155,8 @@ class Packed:
         """(k,) sequences of `context` predicted tokens by domain; the last of a domain may be shorter."""
         at_least("context", context, 1)
         found = self.parts[one_of("part", part, self.parts)]
-        return -(-np.maximum(found.end - found.start - 1, 0) // context)
+        count: np.ndarray = -(-np.maximum(found.end - found.start - 1, 0) // context)
+        return count
 
     def read(self, part: str, domain: np.ndarray, index: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, context), int64, of the sequences `index` (B,) of `domain` (B,).
@@ -186,7 +187,7 @@ class _Parts:
         if key not in self.counts:
             self.waiting[key], self.held[key], self.counts[key] = [], 0, [0, 0]
             self.names[key] = f"{len(self.names)}.bin"
-        closed = ids.astype(self.kind) if end is None else np.append(ids, end).astype(self.kind)
+        closed: np.ndarray = ids.astype(self.kind) if end is None else np.append(ids, end).astype(self.kind)
         self.waiting[key].append(closed)
         self.held[key] += len(closed)
         self.counts[key][0] += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...networks.language_model import IGNORED, LanguageModel, token_losses
 from ..mixture import Mixture
@@ -50,9 +50,9 @@ class Step:
     lr: float
     number: int
     total: Callable[[Tensor], Tensor]
-    forward: Callable[[nn.Module, Tensor], Tensor]
+    forward: Callable[[LanguageModel, Tensor], Tensor]
 
-    def losses(self, model: nn.Module | None = None, rows: Tensor | slice = slice(None)) -> Tensor:
+    def losses(self, model: LanguageModel | None = None, rows: Tensor | slice = slice(None)) -> Tensor:
         """(B, T) token losses, 0 where there is nothing to predict."""
         return token_losses(self.forward(model or self.model, self.inputs[rows]), self.targets[rows])
 
@@ -67,7 +67,7 @@ class Step:
 
     def backward(self, losses: Tensor, weight: Tensor) -> None:
         """Leave the gradient of sum over tokens of weight[domain] * loss, over the global batch; weight: (k,)."""
-        (losses * weight[self.domain].to(losses.dtype).unsqueeze(1)).sum().backward()
+        (losses * weight[self.domain].to(losses.dtype).unsqueeze(1)).sum().backward()  # type: ignore[no-untyped-call]
         self.share_gradients()
 
     def share_gradients(self) -> None:
@@ -77,7 +77,7 @@ class Step:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         summed = self.total(torch.cat([p.grad.flatten() for p in parameters]))  # type: ignore[union-attr]
-        for p, found in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
+        for p, found in zip(parameters, torch.split(summed, [p.numel() for p in parameters]), strict=True):
             p.grad = found.view_as(p)
 
 

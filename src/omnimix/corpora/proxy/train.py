@@ -8,9 +8,11 @@ continues exactly.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,11 @@ class Trained:
     seconds: float
     model: dict[str, Tensor] = field(repr=False, default_factory=dict)
 
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> Trained:
+        """From its attributes as a checkpoint holds them."""
+        return cls(**{**state, "path": [tuple(point) for point in state["path"]]})
+
 
 def network(packed: Packed, training: Training, seed: int) -> LanguageModel:
     """The network with the initial weights of a seed; the global random state is left as it is."""
@@ -149,18 +156,26 @@ def train(
     )
     given = (packed, rule, training, seed, parts, checkpoint, every, paths)
     if spawn:
-        found, state = fabric.launch(_spawned, given)
+        with tempfile.TemporaryDirectory() as folder:  # tensors do not outlive the process that they come from
+            result = Path(folder) / "result.safetensors"
+            fabric.launch(partial(_spawned, given=given, result=result))
+            state = files.load(result)
         rule.setup(_setting(packed, training, torch.device("cpu"), lambda: torch.empty(0)))
-        rule.load_state_dict(state)
-        out: Trained = found
-        return out
+        rule.load_state_dict(state["rule"])
+        return Trained.load(state["run"])
     fabric.launch()
-    return _Run(fabric, *given, progress).train()
+    return _Run(fabric, given, progress).train()
 
 
-def _spawned(fabric: Any, given: tuple[Any, ...]) -> tuple[Trained, dict[str, Any]]:
-    done = _Run(fabric, *given, None).train()
-    return done, given[1].state_dict()
+Given = tuple[Packed, Rule, Training, int, tuple[str, ...], Path | None, float, int]
+"""The arguments of `train` that a process is sent."""
+
+
+def _spawned(fabric: Any, given: Given, result: Path) -> None:
+    run = _Run(fabric, given, None)
+    done = run.train()
+    if fabric.is_global_zero:
+        files.save(result, {"run": vars(done), "rule": run.rule.state_dict()})
 
 
 def _setting(packed: Packed, training: Training, device: torch.device, held_out: Callable[[], Tensor]) -> Setting:
@@ -173,22 +188,15 @@ class _Run:
     def __init__(
         self,
         fabric: Any,
-        packed: Packed,
-        rule: Rule,
-        training: Training,
-        seed: int,
-        parts: tuple[str, ...],
-        checkpoint: Path | None,
-        every: float,
-        paths: int,
+        given: Given,
         progress: Progress | None,
     ) -> None:
-        self.fabric, self.packed, self.rule, self.training = fabric, packed, rule, training
-        self.parts, self.checkpoint, self.every, self.progress = parts, checkpoint, every, progress
+        packed, rule, training, seed, self.parts, self.checkpoint, self.every, paths = given
+        self.fabric, self.packed, self.rule, self.training, self.progress = fabric, packed, rule, training, progress
         self.model = network(packed, training, seed).to(fabric.device, _type(training.precision))
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=training.lr, betas=training.betas, weight_decay=training.weight_decay
         )
@@ -269,8 +277,8 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
 
-    def _forward(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        self.flops += 2.0 * model.size * inputs.numel()  # type: ignore[operator]
+    def _forward(self, model: LanguageModel, inputs: Tensor) -> Tensor:
+        self.flops += 2.0 * model.size * inputs.numel()
         with self.fabric.autocast():
             out: Tensor = model(inputs)
         return out

@@ -10,7 +10,7 @@ cap=None, max_norm=None`; its numbers come from the released form above, with ea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,17 +49,20 @@ def scores(
 
 def update(weights: Tensor, score: Tensor, mu: float) -> Tensor:
     """(k,) float64 weights after a step of mirror descent on the scores (k,)."""
-    return torch.softmax(weights.double().log() + score.double() / mu, dim=0)
+    moved: Tensor = torch.softmax(weights.double().log() + score.double() / mu, dim=0)
+    return moved
 
 
 def cut(gradients: Tensor, max_norm: float) -> Tensor:
     """Rows of norm max_norm at most."""
-    return gradients * (max_norm / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
+    factor: Tensor = (max_norm / (gradients.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
+    return gradients * factor
 
 
 def cancellation(gradients: Tensor) -> Tensor:
     """How much of the domains' gradients (k, P) is lost in their sum: 1 - |sum_j g_j| / sum_j |g_j|; 0: they agree."""
-    return 1 - gradients.sum(0).norm() / gradients.norm(dim=1).sum().clamp(min=torch.finfo(gradients.dtype).tiny)
+    total: Tensor = gradients.norm(dim=1).sum().clamp(min=torch.finfo(gradients.dtype).tiny)
+    return 1 - gradients.sum(0).norm() / total
 
 
 class DoGE(Rule):
@@ -125,11 +128,12 @@ class DoGE(Rule):
         weights[self.trained] = update(self.weights[self.trained], score, self.mu)
         self.weights = weights
         mixed = weights.to(gradients.dtype) @ gradients
-        for p, found in zip(parameters.values(), mixed.split([p.numel() for p in parameters.values()]), strict=True):
+        pieces = torch.split(mixed, [p.numel() for p in parameters.values()])
+        for p, found in zip(parameters.values(), pieces, strict=True):
             p.grad = found.view_as(p).to(p.dtype)
         return sums, tokens
 
-    def _gradients(self, step: Step, parameters: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradients(self, step: Step, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(k, P) gradients of the domains' mean token losses in the global batch, and the losses by domain."""
         tokens, k = step.tokens(), step.k
         missing = (tokens == 0).nonzero().squeeze(1)
@@ -139,7 +143,7 @@ class DoGE(Rule):
         kind = torch.promote_types(parameters[0].dtype, torch.float32)
         gradients = torch.zeros(k, sum(p.numel() for p in parameters), device=step.inputs.device, dtype=kind)
         sums = torch.zeros_like(tokens)
-        for number in step.domain.unique().tolist():
+        for number in torch.unique(step.domain).tolist():
             rows = (step.domain == number).nonzero().squeeze(1)
             losses = step.losses(rows=rows)
             found = torch.autograd.grad(losses.sum(), parameters)
@@ -153,14 +157,14 @@ class DoGE(Rule):
             self.last = gradients.clone()
         return gradients, sums, tokens
 
-    def _columns(self, parameters: dict[str, Tensor], gradients: Tensor) -> Tensor | None:
+    def _columns(self, parameters: Mapping[str, Tensor], gradients: Tensor) -> Tensor | None:
         """The columns of the gradients that count in the products; None: all."""
         if self.modules is None:
             return None
         sizes = [p.numel() for p in parameters.values()]
         if isinstance(self.modules, str) and self.modules.startswith("least-cancelling:"):
             wanted = int(self.modules.partition(":")[2])
-            pieces = gradients[self.trained].split(sizes, dim=1)
+            pieces = torch.split(gradients[self.trained], sizes, dim=1)
             matrices = [i for i, p in enumerate(parameters.values()) if p.ndim >= 2]
             lost = torch.stack([cancellation(pieces[i]) for i in matrices])
             chosen = {matrices[i] for i in lost.argsort()[:wanted].tolist()}

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core import checkpoint as files
 from ...core.checks import at_least, in_unit, non_negative, one_of, positive
+from ...networks.language_model import LanguageModel
 from ..mixture import Mixture
 from ..proxy import Follow, Packed, Rule, Setting, Step, Trained, Training, network, train
 from ..proxy.rule import Losses
@@ -50,7 +52,7 @@ class DoReMi(Rule):
 
     def __init__(
         self,
-        reference: nn.Module,
+        reference: LanguageModel,
         *,
         eta: float = 1.0,
         smoothing: float = 1e-3,
@@ -130,17 +132,17 @@ def doremi(
     done: list[Round] = []
     for number in range(rounds):
 
-        def tell(share: float, half: int, number: int = number) -> None:
+        def tell(half: int, number: int, share: float) -> None:
             if progress is not None:
                 progress((number + (half + share) / 2) / rounds)
 
         kept = [folder and folder / f"round{number}-{name}.safetensors" for name in ("reference", "proxy")]
-        reference = _finished(packed, training, mixture, seed, kept[0], lambda share, tell=tell: tell(share, 0))
+        reference = _finished(packed, training, mixture, seed, kept[0], partial(tell, 0, number))
         frozen = network(packed, training, seed)
         frozen.load_state_dict(reference.model)
         proxy = train(
             packed, DoReMi(frozen, **settings), training, seed=seed, parts=parts, checkpoint=kept[1],
-            progress=lambda share, tell=tell: tell(share, 1),
+            progress=partial(tell, 1, number),
         )  # fmt: skip
         done.append(Round(mixture, reference, proxy))
         mixture = Mixture(proxy.weights, provenance={"method": "doremi", "rounds": number + 1, **settings})
@@ -161,7 +163,7 @@ def _finished(
         if state.pop("wanted") != wanted:
             raise ValueError(f"{kept} is the reference of another run; remove it, or choose another folder")
         tell(1.0)
-        return Trained(**{**state, "path": [tuple(point) for point in state["path"]]})
+        return Trained.load(state)
     found = train(packed, Follow(mixture), training, seed=seed, checkpoint=file, progress=tell)
     if kept is not None:
         files.save(kept, {**vars(found), "wanted": wanted})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ...core.checks import one_of
 from ..mixture import Mixture
 from ..proxy import Packed, Rule, Trained, Training, train
 from .doge import DoGE
-from .doremi import doremi
+from .doremi import DoReMi, doremi
 from .group_dro_online import GroupDROOnline
 from .odm import ODM
 from .r_and_b import RAndB
@@ -55,21 +56,21 @@ def weigh_online(
     one_of("method", method, METHODS)
     if target is not None and method not in ("doge", "r-and-b"):
         raise ValueError(f"{method} takes no target domains; doge and r-and-b do")
-    try:
-        if method == DOREMI:
-            mixture, rounds = doremi(
-                packed, training, seed=seed, parts=parts, folder=folder, progress=progress, **settings
-            )
-            runs = [run for one in rounds for run in (one.reference, one.proxy)]
-        else:
-            given = {} if target is None else {"targets": tuple(target)} if method == "doge" else {"target": target}
-            rule = RULES[method](**given, **settings)
-            file = folder and folder / f"{method}.safetensors"
-            runs = [train(packed, rule, training, seed=seed, parts=parts, checkpoint=file, progress=progress)]
-            facts = {"method": method, "average": rule.average, "settings": rule.settings()}
-            mixture = Mixture(runs[-1].weights, provenance=facts)
-    except TypeError as error:
-        raise ValueError(f"{method}: {error}") from error
+    allowed = list(inspect.signature(DoReMi if method == DOREMI else RULES[method]).parameters)
+    allowed = [*allowed[1:], "rounds", "tolerance"] if method == DOREMI else allowed
+    for name in settings:
+        if name not in allowed:
+            raise ValueError(f"{method} has no setting {name!r}; it takes {', '.join(allowed)}")
+    if method == DOREMI:
+        mixture, rounds = doremi(packed, training, seed=seed, parts=parts, folder=folder, progress=progress, **settings)
+        runs = [run for one in rounds for run in (one.reference, one.proxy)]
+    else:
+        given = {} if target is None else {"targets": tuple(target)} if method == "doge" else {"target": target}
+        rule = RULES[method](**given, **settings)
+        file = folder and folder / f"{method}.safetensors"
+        runs = [train(packed, rule, training, seed=seed, parts=parts, checkpoint=file, progress=progress)]
+        facts = {"method": method, "average": rule.average, "settings": rule.settings()}
+        mixture = Mixture(runs[-1].weights, provenance=facts)
     return Found(
         mixture,
         runs[-1],

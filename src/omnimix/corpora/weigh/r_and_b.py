@@ -101,7 +101,7 @@ class RAndB(Rule):
 
         def keep(a: Tensor, delta: Tensor) -> None:
             delta = delta * every.to(delta.dtype)  # the loss is a mean over all tokens: delta carries 1 / every
-            for number in step.domain.unique().tolist():
+            for number in torch.unique(step.domain).tolist():
                 rows = step.domain == number
                 own[number].addmm_(delta[rows].flatten(0, 1).T.float(), a[rows].flatten(0, 1).float())
 
