@@ -11,6 +11,7 @@ import os
 import sys
 import tarfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import record_all
 
-from omnimix.corpora.weigh.base import Mean
+from omnimix.corpora.weigh.base import Regressor
 from omnimix.corpora.weigh.bimix import BiMix
 from omnimix.corpora.weigh.linear import OLS
 from omnimix.corpora.weigh.mixing_laws import MixingLaw
@@ -41,12 +42,12 @@ def main() -> None:
     for name in names:
         column = losses[:, names.index(name)]
         outcomes[f"three domains, 410M, 24 of 32 runs fitted: held-out MAE on {name}"] = (
-            held_out(weights, column[:, None], 8, OWN[name]), "ols", False,
+            held_out(weights, column, 8, OWN[name]), "ols", False,
         )  # fmt: skip
     for family, left_out in (("5Mix/70M", 6), ("5Mix/410M", 6), ("RedPajama/70M", 8)):
         weights, losses, names = runs(archive, family, STEP)
         outcomes[f"{family}, mean of {len(names)} validation sets, {left_out} of {len(weights)} runs held out: MAE"] = (
-            held_out(weights, losses, left_out), "ols", False,
+            held_out(weights, losses.mean(1), left_out), "ols", False,
         )  # fmt: skip
     outcomes["5Mix, 410M losses at 30000 steps foretold from 70M, 160M and 305M: MAE over validation sets"] = (
         sizes(archive), "305M as it is", False,
@@ -72,24 +73,18 @@ def runs(archive: Path, member: str, step: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def held_out(weights: np.ndarray, losses: np.ndarray, count: int, own: int | None = None) -> dict[str, list[float]]:
-    """Mean absolute error of the mean loss on runs that were not fitted, one value a random split."""
+    """Mean absolute error on runs that were not fitted, one value a random split."""
     arms: dict[str, list[float]] = defaultdict(list)
-    target = losses.mean(1)
+    each: dict[str, Callable[[], Regressor]] = {"ols": OLS, "mixing law": MixingLaw}
+    if own is not None:
+        each["BiMix, floor 0.01"] = lambda: BiMix(own, floor=0.01)
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(weights))
         fit, test = order[count:], order[:count]
-        each = {"mixing law": MixingLaw, "ols": OLS}
-        if own is not None:
-            each["BiMix, floor 0.01"] = lambda: BiMix(own, floor=0.01)
-        predicted = {
-            name: Mean([make().fit(weights[fit], losses[fit, j]) for j in range(losses.shape[1])]).predict(
-                weights[test]
-            )
-            for name, make in each.items()
-        }
-        predicted["mean loss"] = np.full(count, target[fit].mean())
-        for name, values in predicted.items():
-            arms[name].append(float(np.abs(values - target[test]).mean()))
+        for name, make in each.items():
+            predicted = make().fit(weights[fit], losses[fit]).predict(weights[test])
+            arms[name].append(float(np.abs(predicted - losses[test]).mean()))
+        arms["mean loss"].append(float(np.abs(losses[fit].mean() - losses[test]).mean()))
     return dict(arms)
 
 
