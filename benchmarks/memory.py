@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
@@ -28,10 +27,7 @@ def main(runs: int) -> None:
             if hasattr(outcome, "error"):
                 sys.exit(outcome.traceback)
             if done in (1, 10, 25, 50) or done % 50 == 0:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-                    2**20 if sys.platform == "darwin" else 2**10
-                )
-                print(f"{done:4d} runs: peak {peak:.1f} MiB", flush=True)
+                print(f"{done:4d} runs: peak {outcome.peak_memory / 2**20:.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

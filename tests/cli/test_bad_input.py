@@ -267,3 +267,28 @@ def test_a_report_that_cannot_be_written_says_so_and_keeps_the_runs(folder, monk
     done = CliRunner().invoke(console.app, ["compare", *asked])
     assert done.exit_code == 0, done.stderr
     assert [row["status"] for row in json.loads(done.stdout)["rows"]] == ["ok"]
+
+
+def test_an_interrupt_that_an_import_hides_is_one(folder, monkeypatch):
+    def hidden(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("omnimix.compare.run.compare", hidden)
+    done = CliRunner().invoke(console.app, ["compare", *PRICE])
+    assert (done.exit_code, done.stderr) == (130, "omnimix: stopped\n")
+
+
+def test_an_interrupt_of_the_runs_is_told_once(folder, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("omnimix.compare.run.compare", stop)
+    done = CliRunner().invoke(console.app, ["compare", *PRICE])
+    assert done.exit_code == 130
+    assert done.stderr.count("stopped") == 1
+    assert "the same command continues from there" in done.stderr

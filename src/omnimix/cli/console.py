@@ -50,13 +50,30 @@ def user_errors() -> Iterator[None]:
     """What the user can put right ends in one message on standard error and exit status 2; an interrupt in 130."""
     try:
         yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
-        typer.echo("omnimix: stopped", err=True)
-        raise typer.Exit(130) from None
-    except (ValueError, ImportError, OSError) as error:
+        raise _stopped() from None
+    except Exception as error:
+        if _interrupted(error):
+            raise _stopped() from None
+        if not isinstance(error, (ValueError, ImportError, OSError)):
+            raise
         remedy = "" if not isinstance(error, ModuleNotFoundError) else ': pip install "omnimix[compare]"'
         typer.echo(f"omnimix: {error}{remedy}", err=True)
         raise typer.Exit(2) from None
+
+
+def _stopped() -> typer.Exit:
+    typer.echo("omnimix: stopped", err=True)
+    return typer.Exit(130)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an interrupt is behind an error: half an import makes other exceptions of one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _Live(Progress):
