@@ -19,7 +19,7 @@ def packed(tmp_path_factory):
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("documents")
     with open(folder / "d.jsonl", "w") as out:
         for name, letters in {"a": "abcd ", "b": "efgh "}.items():
-            for _ in range(30):
+            for _ in range(60):
                 text = "".join(random.choice(list(letters), size=40))
                 out.write(json.dumps({"domain": name, "text": text}) + "\n")
     return pack(folder / "d.jsonl", folder / "p")

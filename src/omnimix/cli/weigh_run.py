@@ -152,16 +152,25 @@ def run(
             typer.echo(f"omnimix: stopped; {kept}; the same command continues from there", err=True)
             raise typer.Exit(130) from None
     done = [job for job in made if job.key in runs]
-    result = {
+    result: dict[str, Any] = {
         "runs": len(done),
         "failed": [{"index": job.index, "error": failed[job.key].error} for job in made if job.key in failed],
         "domains": list(packed.domains),
         "tokens": sum(runs[job.key].extras["tokens"] for job in done),
         "flops": sum(runs[job.key].extras["flops"] for job in done),
         "seconds": sum(runs[job.key].seconds for job in done),
+        "unmeasured": {
+            part: [
+                name for name, count in zip(packed.domains, packed.sequences(part, context), strict=True) if not count
+            ]
+            for part in parts
+        },
         "mixtures": str(out / "mixtures.csv"),
         "losses": {part: str(out / f"losses-{part}.csv") for part in parts},
     }
+    for part, lacking in result["unmeasured"].items():
+        if lacking:
+            messages.print(f"note: part {part} holds no documents of {', '.join(lacking)}; means are over the others")
     if as_json:
         sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
     elif not quiet:
