@@ -108,6 +108,15 @@ def test_what_mixes_in_a_pass_of_its_own_is_declined(call):
     assert "training mode" not in err
 
 
+def test_a_batch_that_is_mixed_jointly_is_drawn_as_it_is(monkeypatch, call, files):
+    lines, _ = hidden_lines(monkeypatch, call, "co-mixup:blocks=2", *files)
+    assert len(lines) == 1
+    assert len(lines[0].cells) == len(files)
+    for image, text in lines[0].cells:
+        assert image.shape == lines[0].cells[0][0].shape
+        assert abs(sum(float(part.split()[0]) for part in text.split(", ")) - 1) < 0.02
+
+
 def test_quiet_says_nothing(call, files):
     assert call("mixup", *files, "-q", "-o", "p.png") == (0, "", "")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..compare.pictures import Shown
     from ..compare.spec import Spec
     from ..core.method import Method
+    from ..core.recipe import Mixed
     from ..data import Source
     from ..train.parts import Part
 
@@ -27,6 +28,8 @@ ROWS = 240
 """Samples of a table that are drawn and paired."""
 SIDE = 96
 """Images are made no larger than that before their hidden maps are mixed, which may cost the square of their places."""
+MANY = 8
+"""Methods that join more samples than that mix them jointly: their batch is drawn, not one of its rows over lam."""
 PHOTOS = "photos"
 """The name of the two photographs that come with scikit-learn."""
 
@@ -282,6 +285,8 @@ def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
         assert step.recipe is not None
         partner = step.recipe.partner[row]
         x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
+        if len(partner) > MANY and (mixed := step.mixed) is not None:
+            return [_Line(name, [_of_batch(mixed, i, one) for i in range(min(len(LAMS), len(step.batch)))])]
         lam = draws_of(step.mix)
         lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
         for place in step.mix.places:
@@ -297,6 +302,16 @@ def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
         if len(step.mix.places) > 1:  # a line a place is enough
             return found
     return found
+
+
+def _of_batch(mixed: Mixed, row: int, one: _Seen) -> tuple[Tensor, str]:
+    """A row of a batch that is mixed jointly, and whose labels it has."""
+    from ..compare.report.samples import label_names, parts_of
+
+    share, partner = mixed.recipe.label_share[row], mixed.recipe.partner[row]
+    names = label_names(mixed.y[partner], one.classes, one.shown.data)
+    kept = [i for i in range(len(share)) if share[i] > 0]
+    return mixed.x[row], parts_of([float(share[i]) for i in kept], [names[i] for i in kept], ", ")
 
 
 def _map_at(place: str, network: nn.Module, x: Tensor) -> Tensor | None:
