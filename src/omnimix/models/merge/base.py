@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .source import InMemory, Source, numbers, spans, working
+from .source import InMemory, Source, finite, numbers, spans, working
 
 
 class Block(NamedTuple):
@@ -123,13 +123,13 @@ def same(name: str, sources: Sequence[Source], start: int, stop: int) -> Tensor:
     return first
 
 
-def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | None) -> Iterator[Block]:
+def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | None, check: bool) -> Iterator[Block]:
     lead = base or models[0]
     shape = lead.shape(name)
     dtype = working(lead.dtype(name))
     for number, (start, stop) in enumerate([(0, math.prod(shape))] if merger.whole else spans(shape)):
-        parts = [numbers(model, name, start, stop, dtype) for model in models]
-        origin = None if base is None else numbers(base, name, start, stop, dtype)
+        parts = [numbers(model, name, start, stop, dtype, check=check) for model in models]
+        origin = None if base is None else numbers(base, name, start, stop, dtype, check=check)
         if merger.whole:
             parts = [part.reshape(shape) for part in parts]
             origin = None if origin is None else origin.reshape(shape)
@@ -137,8 +137,8 @@ def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | 
 
 
 def all_blocks(merger: Merger, names: Sequence[str], models: Sequence[Source], base: Source | None) -> Blocks:
-    """The blocks of these tensors, for `measure`."""
-    return lambda: (block for name in names for block in _blocks(merger, name, models, base))
+    """The blocks of these tensors, for `measure`, as they are: `merged_blocks` refuses NaN."""
+    return lambda: (block for name in names for block in _blocks(merger, name, models, base, False))
 
 
 def merged_blocks(
@@ -147,9 +147,9 @@ def merged_blocks(
     """The merged blocks of one floating-point tensor, as `dtype`. found: what `measure` said of the model, if asked."""
     if merger.scope == "tensor":
         found = merger.measure(all_blocks(merger, [name], models, base))
-    for block in _blocks(merger, name, models, base):
+    for block in _blocks(merger, name, models, base, True):
         merged = merger.combine(block, found).to(dtype)
-        if merged.numel() and not math.isfinite(merged.sum(dtype=torch.float64).item()):
+        if not finite(merged):
             raise ValueError(
                 f"the merged tensor {name!r} does not fit {str(dtype).removeprefix('torch.')}; ask for another dtype"
             )

@@ -50,6 +50,8 @@ class Slerp(Merger):
             a, b = block.models
             dot, left, right = dot + _dot(a, b), left + _dot(a, a), right + _dot(b, b)
             name, entries = block.name, entries + a.numel()
+        if not math.isfinite(dot + left + right):  # NaN, or too large to be squared: the merged values are refused
+            return math.nan, math.nan
         size = math.sqrt(left) * math.sqrt(right)
         cosine = min(1.0, max(-1.0, dot / size)) if size else 1.0
         if cosine < -STRAIGHT and 0 < self.t < 1 and entries > 1:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...core.checks import in_unit, one_of
 from .base import Block, Blocks, Merger
@@ -104,8 +105,8 @@ class Ties(Merger):
         changes = []
         for model, weight, threshold in zip(block.models, weights, found.thresholds, strict=True):
             change = model - block.base
-            if threshold > 0:
-                change.mul_(change.abs() >= threshold)
+            if threshold > 0:  # hardshrink keeps what is larger than its bound
+                change = functional.hardshrink(change, below(threshold))
             changes.append(change.mul_(weight) if weight != 1 else change)
         total = changes[0].clone()
         for change in changes[1:]:
@@ -129,16 +130,23 @@ def elect(
     normalize: bool,
 ) -> Tensor:
     """base + lam * mean of the weighted changes that have the sign of their sum `total` (of `tie` where it is 0)."""
-    sign = total.sign()
-    sign.masked_fill_(sign == 0, tie)
+    # adding 0 makes -0 positive, so that zeros get the sign of `tie`
+    sign = torch.full_like(total, tie).copysign_(total * tie + 0.0).mul_(tie)
     merged, divisor = torch.zeros_like(total), torch.zeros_like(total)
     for change, weight in zip(changes, weights or [1.0] * len(changes), strict=True):
-        agrees = change * sign > 0
-        merged.addcmul_(change, agrees)
-        divisor.add_(agrees, alpha=weight)
+        agreeing = (change * sign).clamp_(min=0)
+        merged.add_(agreeing)
+        if normalize:
+            divisor.add_(agreeing.sign_(), alpha=weight)
     if normalize:
-        merged.div_(divisor.masked_fill_(divisor == 0, 1.0))
-    return torch.add(base, merged, alpha=lam)
+        least = min(weights or [1.0])
+        merged.div_(divisor.clamp_(min=least) if least > 0 else divisor.masked_fill_(divisor == 0, 1.0))
+    return torch.addcmul(base, merged, sign, value=lam)
+
+
+def below(value: float) -> float:
+    """The next smaller float32."""
+    return float(torch.nextafter(torch.tensor(value), torch.tensor(0.0)))
 
 
 def _thresholds(blocks: Blocks, shares: Sequence[float]) -> list[float]:
