@@ -39,7 +39,7 @@ class Setting:
 @dataclass
 class Step:
     """A batch. inputs, targets: (B, T), this rank's rows; domain: (B,); lr: the learning rate of the step; number: 0,
-    1, ...; total: sums a tensor over ranks; forward: logits, in the run's precision.
+    1, ...; total: sums a tensor over the ranks; forward: logits, in the run's precision.
     """
 
     model: LanguageModel
@@ -51,6 +51,7 @@ class Step:
     number: int
     total: Callable[[Tensor], Tensor]
     forward: Callable[[LanguageModel, Tensor], Tensor]
+    ranks: int = 1
 
     def losses(self, model: LanguageModel | None = None, rows: Tensor | slice = slice(None)) -> Tensor:
         """(B, T) token losses, 0 where there is nothing to predict."""
@@ -76,6 +77,8 @@ class Step:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        if self.ranks == 1:
+            return
         summed = self.total(torch.cat([p.grad.flatten() for p in parameters]))  # type: ignore[union-attr]
         for p, found in zip(parameters, torch.split(summed, [p.numel() for p in parameters]), strict=True):
             p.grad = found.view_as(p)

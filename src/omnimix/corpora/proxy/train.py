@@ -255,7 +255,7 @@ class _Run:
         device = self.fabric.device
         return Step(
             self.model, inputs.to(device), targets.to(device), torch.from_numpy(domain[own]).to(device),
-            len(self.packed.domains), training.rate(self.step), self.step, self._total, self._forward,
+            len(self.packed.domains), training.rate(self.step), self.step, self._total, self._forward, world,
         )  # fmt: skip
 
     def _update(self, batch: Step) -> None:

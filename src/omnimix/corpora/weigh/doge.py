@@ -62,7 +62,8 @@ def cut(gradients: Tensor, max_norm: float) -> Tensor:
 def cancellation(gradients: Tensor) -> Tensor:
     """How much of the domains' gradients (k, P) is lost in their sum: 1 - |sum_j g_j| / sum_j |g_j|; 0: they agree."""
     total: Tensor = gradients.norm(dim=1).sum().clamp(min=torch.finfo(gradients.dtype).tiny)
-    return 1 - gradients.sum(0).norm() / total
+    lost: Tensor = 1 - gradients.sum(0).norm() / total
+    return lost
 
 
 class DoGE(Rule):
