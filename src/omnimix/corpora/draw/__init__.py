@@ -1,0 +1,7 @@
+"""Use a mixture: draw training rows by its weights, and choose documents under quotas."""
+
+from .permute import permuted
+from .sampler import DomainSampler
+from .select import Selected, select_documents
+
+__all__ = ["DomainSampler", "Selected", "permuted", "select_documents"]
