@@ -86,8 +86,8 @@ def _in_unit(mixture: Mixture, exporter: Exporter, tokens: Mapping[str, float] |
         return mixture  # packed sequences are of equal length
     if tokens is None:
         raise ValueError(
-            f"{exporter.name} counts {unit}, the mixture's weights are shares of {mixture.unit}: give the mean tokens of "
-            "a document of every domain (tokens=)"
+            f"{exporter.name} counts {unit}, the mixture's weights are shares of {mixture.unit}: give the mean tokens "
+            "of a document of every domain (tokens=)"
         )
     through = mixture if mixture.unit != "sequences" else Mixture(mixture.weights, unit="tokens")
     return through.to_unit("tokens" if unit == "sequences" else one_of("unit", unit, ("tokens", "documents")), tokens)
