@@ -253,7 +253,8 @@ class _Together:
             member.method.after_epoch()
         seconds = (time.perf_counter() - start) / len(losses) / len(self.members)
         sizes = groupby(losses, key=lambda loss: loss.shape[0])
-        means = [torch.stack([*some]).unflatten(1, (len(self.members), -1)).mean(dim=2) for _, some in sizes]
+        runs = len(self.members)
+        means = [torch.stack([*some]).view(-1, runs, size // runs).mean(dim=2) for size, some in sizes]
         output = self._validation_outputs()
         for member, own in zip(self.members, torch.cat(means).unbind(1), strict=True):
             member.step_seconds.append(seconds)
