@@ -185,12 +185,7 @@ def _setting(packed: Packed, training: Training, device: torch.device, held_out:
 class _Run:
     """One training run on this rank."""
 
-    def __init__(
-        self,
-        fabric: Any,
-        given: Given,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, fabric: Any, given: Given, progress: Progress | None) -> None:
         packed, rule, training, seed, self.parts, self.checkpoint, self.every, paths = given
         self.fabric, self.packed, self.rule, self.training, self.progress = fabric, packed, rule, training, progress
         self.model = network(packed, training, seed).to(fabric.device, _type(training.precision))
@@ -264,15 +259,12 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         losses, tokens = self.rule.backward(batch)
         self.rule.note()
-        seen = int(tokens.sum())
-        if not torch.isfinite(losses).all():
-            raise FloatingPointError(
-                f"the loss became {float(losses.sum())} in step {self.step}; lower the learning rate"
-            )
-        self.tokens += seen
-        self.flops += (
-            4.0 * self.model.size * seen / self.fabric.world_size
-        )  # the backward passes; forward ones count themselves
+        seen, loss = torch.stack((tokens.sum(), losses.sum())).tolist()  # the one wait for the device in a step
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} in step {self.step}; lower the learning rate")
+        self.tokens += int(seen)
+        # of the backward passes; forward ones count themselves
+        self.flops += 4.0 * self.model.size * seen / self.fabric.world_size
         if self.training.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
@@ -295,6 +287,8 @@ class _Run:
 
     def held_out(self) -> Tensor:
         """(k,) float64 losses on the validation part, for rules that ask while they train."""
+        if "valid" not in self.packed.parts:
+            raise ValueError(f"this rule measures the part 'valid'; the documents have {', '.join(self.packed.parts)}")
         return self._measure("valid")
 
     @torch.no_grad()
