@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,3 +141,11 @@ def test_settings_are_those_of_the_profile_unless_they_are_given():
         with_profile("quick", {"data": "x", "protocol": "default"})
     with pytest.raises(ValueError, match="profile must be one of 'full', 'quick'"):
         with_profile("fast", {"data": "x"})
+
+
+def test_predictors_that_look_at_the_test_batch_are_marked(made):
+    result = replace(made(), transductive=("mixup",))
+    assert result.label("mixup") == "mixup (transductive)"
+    assert result.label("erm") == "erm"
+    assert any("mixup: transductive" in line for line in result.warnings)
+    assert "mixup (transductive)" in page(result)
