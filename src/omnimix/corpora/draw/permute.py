@@ -32,14 +32,16 @@ def _rounds(value: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
     left, right = value >> half, value & low
     for key in keys:
         left, right = right, left ^ (_mixed(right + key) & low)
-    return (left << half) | right
+    joined: np.ndarray = (left << half) | right
+    return joined
 
 
 def _mixed(value: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * _FIRST
     value = (value ^ (value >> np.uint64(27))) * _SECOND
-    return value ^ (value >> np.uint64(31))
+    mixed: np.ndarray = value ^ (value >> np.uint64(31))
+    return mixed
 
 
 def _keys(key: tuple[int, ...]) -> np.ndarray:

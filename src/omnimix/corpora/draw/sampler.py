@@ -124,7 +124,8 @@ class DomainSampler(Sampler[list[int]]):
             chosen = source.choice(len(plan), p=weights) if self.counts == "random" else _first(owed, weights)
             return np.where(np.arange(len(plan)) == chosen, self.batch_size, 0)
         if self.counts == "random":
-            return source.multinomial(self.batch_size, weights)
+            drawn: np.ndarray = source.multinomial(self.batch_size, weights)
+            return drawn
         return largest_remainders(np.where(weights > 0, plan - self._now.drawn, 0.0), self.batch_size, weights > 0)
 
     def _rows(self, domain: np.ndarray, nth: np.ndarray) -> np.ndarray:
@@ -159,7 +160,8 @@ class DomainSampler(Sampler[list[int]]):
         empty = np.flatnonzero((vector > 0) & (self.sizes == 0))
         if len(empty):
             raise ValueError(f"the domain {self.domains[empty[0]]!r} has a weight, but no rows")
-        return vector / vector.sum()
+        shares: np.ndarray = vector / vector.sum()
+        return shares
 
     def _facts(self) -> dict[str, Any]:
         sizes = dict(zip(self.domains, self.sizes.tolist(), strict=True))
