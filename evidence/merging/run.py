@@ -158,6 +158,27 @@ def run(kind: str, seed: int, data: dict[str, tuple[Tensor, Tensor]]) -> dict[st
     return {"error": errors, "loss": losses, "loss barrier": barriers}
 
 
+def contrasts(kind: str, errors: dict[str, list[float]]) -> dict[str, tuple[dict[str, list[float]], str, bool]]:
+    """The comparisons that the papers make, pair by pair, where the plain average is no rival."""
+    plain = "activation matching + REPAIR" if kind == "cnn" else "activation matching"
+    pairs = {"alignment by weights": ("average", "weight matching"), "ZipIt": (plain, "ZipIt")}
+    pairs["alignment by activations"] = ("average", "activation matching")
+    pairs |= {f"REPAIR after {name}": (name, f"{name} + REPAIR") for name in ("weight matching", "activation matching")}
+    pairs["least squares at 1x"] = (plain, "PLeaS activations")
+    for budget in BUDGETS[1:]:
+        pairs[f"least squares at {budget:g}x"] = (
+            f"permutation only at {budget:g}x",
+            f"PLeaS activations at {budget:g}x",
+        )
+    before, found = "PLeaS activations", {}
+    for budget in BUDGETS[1:]:
+        pairs[f"width {budget:g}x"] = (before, f"PLeaS activations at {budget:g}x")
+        before = f"PLeaS activations at {budget:g}x"
+    for name, (one, other) in pairs.items():
+        found[f"error, {kind}: {name}"] = ({one: errors[one], other: errors[other]}, one, False)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
@@ -173,6 +194,8 @@ def main() -> None:
         for metric in runs[0]:
             arms = {arm: [one[metric][arm] for one in runs] for arm in runs[0][metric]}
             outcomes[f"{metric}, {kind}"] = (arms, "average", False)
+            if metric == "error":
+                outcomes |= contrasts(kind, arms)
     record_all(args.out, {**SETTINGS, "seeds": args.seeds, "seeds, cnn": args.cnn_seeds}, outcomes)
 
 

@@ -245,6 +245,21 @@ def test_a_stopped_merge_is_not_begun_anew_nor_mixed_with_another(pair, tmp_path
         checkpoint.merge_checkpoints(planned(pair, shard_size=300), out)
 
 
+def test_finished_tensors_that_were_lost_are_made_again(pair, tmp_path):
+    """As after a power cut: the journal is there, what it speaks of is not."""
+    whole = files(checkpoint.merge_checkpoints(planned(pair, shard_size=300), tmp_path / "whole"))
+
+    def stop(done, name):
+        if name == "layers.1.w":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.merge_checkpoints(planned(pair, shard_size=300), tmp_path / "out", stop)
+    for file in (tmp_path / "out.partial" / "result").glob("*.safetensors"):
+        damaged(file, lambda data: bytes(len(data)))
+    assert files(checkpoint.merge_checkpoints(planned(pair, shard_size=300), tmp_path / "out")) == whole
+
+
 def damaged(path, change):
     data = path.read_bytes()
     path.write_bytes(change(data))

@@ -429,6 +429,11 @@ def test_zip_units_by_hand():
     assert free[0, 0] == free[0, 1]
     assert free[0, 2] == free[1, 0]
     assert zip_units(alike, 2, 6).unique().numel() == 6
+    # once A0 and B0 are one, A1 is as like them as it is like the less alike: 0.1, and 0.3 of that
+    alike = torch.eye(4)
+    for i, j, value in ((0, 2, 0.9), (0, 1, 0.8), (1, 2, 0.1), (1, 3, 0.2)):
+        alike[i, j] = alike[j, i] = value
+    assert zip_units(alike, 2, 2, within=1.0).tolist() == [[0, 1], [0, 1]]
 
 
 def test_repair_gives_back_the_spread_of_the_parents():
