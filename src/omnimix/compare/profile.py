@@ -1,7 +1,8 @@
 """Profiles: how much a comparison over domains spends where the user does not say; what is said goes before.
 
 full     as in DomainBed's protocol: 20 draws of hyperparameters, 3 trials
-quick    minutes on two cores for a few methods: images of 32 x 32, 300 rows a domain, 8 epochs of a narrow CNN, 3 trials, no tuning
+quick    minutes on two cores for a few methods: images of 32 x 32, 300 rows a domain, 8 epochs of a narrow CNN,
+         3 trials, no tuning
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class Result:
     data: what the report says about the data. protocol: what was held equal, as JSON. parameters: those each method ran
     with where they differ from its defaults. tuning: see `selection.tuning`. rules: what other rules of selection
     chose, of which the store holds runs. failed_draws: the number of the draw of hyperparameters of failed runs by key.
-    stability: of the order of methods over the draws. transductive: methods whose predictions depend on the other rows of
-    the test batch.
+    stability: of the order of methods over the draws. transductive: methods whose predictions depend on the other rows
+    of the test batch.
     """
 
     settings: Settings
