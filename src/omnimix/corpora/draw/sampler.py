@@ -200,7 +200,7 @@ def largest_remainders(owed: np.ndarray, total: int, allowed: np.ndarray) -> np.
 
     allowed: (k,) where there may be any. Equal remainders go to those named first.
     """
-    count = np.floor(np.where(allowed, owed, 0.0).clip(min=0)).astype(np.int64)
+    count: np.ndarray = np.floor(np.where(allowed, owed, 0.0).clip(min=0)).astype(np.int64)
     left = owed - count
     places, missing = np.flatnonzero(allowed), total - int(count.sum())
     while missing > 0:
