@@ -102,7 +102,7 @@ def test_what_fails_is_said_and_the_others_are_kept(corpus, mixtures, tmp_path, 
     real = proxies.train
 
     def failing(packed, rule, *arguments, **more):
-        if rule.mixture.weights["a"] == 1:
+        if rule.given.weights["a"] == 1:
             raise FloatingPointError("the loss became nan")
         return real(packed, rule, *arguments, **more)
 

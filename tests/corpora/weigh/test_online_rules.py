@@ -37,7 +37,7 @@ def batch(domains=(0, 0, 1, 2, 1), network=None, number=0, lr=0.1):
 
 def ready(rule, k=K):
     names = tuple("abcdefgh"[:k])
-    rule.setup(Setting(names, V, dict.fromkeys(names, 100), 10, torch.device("cpu"), lambda: torch.ones(k).double()))
+    rule.setup(Setting(names, V, dict.fromkeys(names, 100), 10, 6, torch.device("cpu"), lambda: torch.ones(k).double()))
     return rule
 
 
@@ -140,7 +140,7 @@ def test_doge_does_not_train_on_a_held_out_target():
 
 def test_doge_and_a_domain_that_a_batch_lacks():
     lacking = (0, 0, 1, 1, 1)
-    with pytest.raises(ValueError, match="a batch lacks c: use a batch >= 3"):
+    with pytest.raises(ValueError, match="a batch lacks c: set absent"):
         ready(DoGE()).backward(batch(lacking))
     step = batch(lacking)
     rule = ready(DoGE(absent="zero", max_norm=None, include_self=False, cap=None))

@@ -1,14 +1,14 @@
 """What a training step of a proxy does with domains: whom it draws, how it weighs losses or gradients, what it learns.
 
-A `Rule` is asked for the next draws, then leaves the gradient of the global batch in the parameters. `Follow` trains on
+A `Rule` says what the draws follow, and leaves the gradient of each global batch in the parameters. `Follow` trains on
 a given mixture and learns nothing; the rules of `corpora.weigh` change weights while they train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,18 +16,22 @@ from torch import Tensor
 from ...networks.language_model import IGNORED, LanguageModel, token_losses
 from ..mixture import Mixture
 
+Draws = Literal["equal", "weights", "mixture"]
 Losses = tuple[Tensor, Tensor]
 """(k,) float64: the sum of the token losses of every domain in the global batch, and the number of its tokens."""
 
 
 @dataclass
 class Setting:
-    """What a rule learns of the run before it starts. held_out: (k,) losses on the validation part by now."""
+    """What a rule learns of the run before it starts. batch: sequences of a step; held_out: (k,) losses on the
+    validation part by now.
+    """
 
     domains: tuple[str, ...]
     vocabulary: int
     tokens: dict[str, int]
     steps: int
+    batch: int
     device: torch.device
     held_out: Callable[[], Tensor]
 
@@ -85,11 +89,14 @@ class Step:
 
 
 class Rule:
-    """Subclasses say in `draw` what the next batch is drawn by, and override `backward`.
+    """Subclasses say what is drawn, and override `backward`.
 
-    average: the result is the mean of the weights over the steps, not the last ones: a trait of the method.
+    draws: "equal", as many rows of every domain; "weights", by `weights` as they change; "mixture", by the mixture that
+    `mixture` gives. average: the result is the mean of the weights over the steps, not the last ones: a trait of the
+    method.
     """
 
+    draws: Draws = "equal"
     average = False
     weights: Tensor
     """(k,) float64, on the run's device: the mixture by now."""
@@ -101,9 +108,10 @@ class Rule:
         self.sum = torch.zeros_like(self.weights)
         self.counted = 0
 
-    def draw(self, fraction: float) -> Tensor | Sequence[int]:
-        """When `fraction` of the run is done: probabilities (k,) of the domains, or domains to draw equally from."""
-        return range(self.setting.k)
+    def mixture(self) -> Mixture:
+        """What the first step is drawn by."""
+        shares = self.weights.tolist() if self.draws == "weights" else [1.0] * self.setting.k
+        return Mixture(dict(zip(self.setting.domains, shares, strict=True)), unit="sequences")
 
     def backward(self, step: Step) -> Losses:
         """Leave the gradient of the global batch in the parameters' .grad; gives the losses by domain."""
@@ -136,24 +144,22 @@ class Rule:
 class Follow(Rule):
     """Plain training on a mixture, constant or in phases: the mean token loss of the batch."""
 
+    draws = "mixture"
+
     def __init__(self, mixture: Mixture) -> None:
-        self.mixture = mixture
+        self.given = mixture
 
     def settings(self) -> dict[str, Any]:
-        return {"rule": "Follow", "mixture": self.mixture.to_dict()}
+        return {"rule": "Follow", "mixture": self.given.to_dict()}
+
+    def mixture(self) -> Mixture:
+        return self.given
 
     def setup(self, setting: Setting) -> None:
         super().setup(setting)
-        unknown = set(self.mixture.domains) - set(setting.domains)
+        unknown = set(self.given.domains) - set(setting.domains)
         if unknown:
             raise ValueError(f"the mixture names {sorted(unknown)}; the documents have {', '.join(setting.domains)}")
-
-    def draw(self, fraction: float) -> Tensor:
-        given = self.mixture.at(min(1.0, fraction))
-        self.weights = torch.tensor(
-            [given.get(name, 0.0) for name in self.setting.domains], dtype=torch.float64, device=self.setting.device
-        )
-        return self.weights
 
     def backward(self, step: Step) -> Losses:
         losses, tokens = step.losses(), step.tokens()

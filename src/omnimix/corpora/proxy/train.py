@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...core import checkpoint as files
 from ...core.checks import at_least, in_unit, non_negative, one_of, positive
 from ...networks.language_model import IGNORED, LanguageModel, token_losses
-from .draw import Draw
+from ..draw import DomainSampler
 from .pack import TRAIN, Packed
 from .rule import Rule, Setting, Step
 
@@ -179,7 +179,7 @@ def _spawned(fabric: Any, given: Given, result: Path) -> None:
 
 
 def _setting(packed: Packed, training: Training, device: torch.device, held_out: Callable[[], Tensor]) -> Setting:
-    return Setting(packed.domains, packed.vocabulary, packed.tokens(), training.steps, device, held_out)
+    return Setting(packed.domains, packed.vocabulary, packed.tokens(), training.steps, training.batch, device, held_out)
 
 
 class _Run:
@@ -195,7 +195,6 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             groups, lr=training.lr, betas=training.betas, weight_decay=training.weight_decay
         )
-        self.draw = Draw(packed.sequences(TRAIN, training.context), seed)
         self.step, self.seconds, self.tokens, self.flops = 0, 0.0, 0, 0.0
         self.path: list[tuple[int, dict[str, float]]] = []
         self.marks = set(np.linspace(0, training.steps - 1, min(paths, training.steps)).round().astype(int).tolist())
@@ -203,6 +202,18 @@ class _Run:
             {"data": packed.digest, "training": asdict(training), "seed": seed, "rule": rule.settings()}
         )[0]  # fmt: skip
         rule.setup(_setting(packed, training, fabric.device, self.held_out))
+        sizes = packed.sequences(TRAIN, training.context).tolist()
+        self.draw = DomainSampler(
+            dict(zip(packed.domains, sizes, strict=True)),
+            rule.mixture(),
+            batch_size=training.batch,
+            steps=training.steps,
+            seed=seed,
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+            counts="exact" if rule.draws == "equal" else "random",
+            batches="one-domain" if training.one_domain else "mixed",
+        )
 
     def train(self) -> Trained:
         self._load()
@@ -228,7 +239,9 @@ class _Run:
             losses=losses,
             weights=self._named(self.rule.result()),
             path=self.path,
-            epochs=self._named(torch.from_numpy(self.draw.drawn / np.maximum(self.draw.sizes, 1))),
+            epochs=self._named(
+                torch.tensor(list(self.draw.drawn().values())) / torch.from_numpy(self.draw.sizes).clamp(1)
+            ),
             tokens=self.tokens,
             flops=self.flops * world,
             seconds=self.seconds,
@@ -236,21 +249,20 @@ class _Run:
         )
 
     def _batch(self) -> Step:
-        training, rank, world = self.training, self.fabric.global_rank, self.fabric.world_size
-        wanted = self.rule.draw(self.step / training.steps)
-        if isinstance(wanted, Tensor):
-            draw = self.draw.one_domain if training.one_domain else self.draw.by_weights
-            domain, index = draw(wanted.cpu(), training.batch)
-        else:
-            domain, index = self.draw.equally(np.array(wanted), training.batch)
+        rule, device = self.rule, self.fabric.device
+        if rule.draws == "weights":
+            self.draw.set_weights(self._named(rule.weights))
+        elif rule.draws == "mixture":
+            rule.weights = torch.from_numpy(self.draw.weights_now()).to(device)
         if self.step in self.marks:
-            self.path.append((self.step, self._named(self.rule.weights)))
-        own = slice(rank, None, world)
-        inputs, targets = self.packed.read(TRAIN, domain[own], index[own], training.context)
-        device = self.fabric.device
+            self.path.append((self.step, self._named(rule.weights)))
+        rows = self.draw.draw()
+        domain = np.searchsorted(self.draw.start, rows, side="right") - 1
+        inputs, targets = self.packed.read(TRAIN, domain, rows - self.draw.start[domain], self.training.context)
         return Step(
-            self.model, inputs.to(device), targets.to(device), torch.from_numpy(domain[own]).to(device),
-            len(self.packed.domains), training.rate(self.step), self.step, self._total, self._forward, world,
+            self.model, inputs.to(device), targets.to(device), torch.from_numpy(domain).to(device),
+            len(self.packed.domains), self.training.rate(self.step), self.step, self._total, self._forward,
+            self.fabric.world_size,
         )  # fmt: skip
 
     def _update(self, batch: Step) -> None:

@@ -104,6 +104,11 @@ class DoGE(Rule):
 
     def setup(self, setting: Setting) -> None:
         super().setup(setting)
+        if self.absent == "refuse" and setting.batch % setting.k:
+            raise ValueError(
+                f"every batch must hold every domain: use a batch that is a multiple of {setting.k}, not "
+                f"{setting.batch}, or absent='last' or 'zero'"
+            )
         names = self.targets if self.targets is not None else setting.domains
         for name in names:
             one_of("targets", name, setting.domains)
@@ -140,7 +145,7 @@ class DoGE(Rule):
         missing = (tokens == 0).nonzero().squeeze(1)
         if self.absent == "refuse" and len(missing):
             names = [self.setting.domains[i] for i in missing.tolist()]
-            raise ValueError(f"a batch lacks {', '.join(names)}: use a batch >= {k}, or absent='last' or 'zero'")
+            raise ValueError(f"a batch lacks {', '.join(names)}: set absent to 'last' or 'zero'")
         kind = torch.promote_types(parameters[0].dtype, torch.float32)
         gradients = torch.zeros(k, sum(p.numel() for p in parameters), device=step.inputs.device, dtype=kind)
         sums = torch.zeros_like(tokens)

@@ -43,6 +43,8 @@ class GroupDROOnline(Rule):
     "excess" or "velocity". start: the first mixture; None: equal. every: steps between two updates.
     """
 
+    draws = "weights"
+
     def __init__(
         self,
         targets: Mapping[str, float] | None = None,
@@ -70,9 +72,6 @@ class GroupDROOnline(Rule):
             self.weights = vector(self.start) / sum(self.start.values())
         self.aim = torch.zeros_like(self.weights) if self.targets is None else vector(self.targets)
         self.initial: Tensor | None = None
-
-    def draw(self, fraction: float) -> Tensor:
-        return self.weights
 
     def backward(self, step: Step) -> Losses:
         if step.number % self.every == 0:

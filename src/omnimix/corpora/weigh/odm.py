@@ -33,15 +33,14 @@ def policy(reward: Tensor, eps: float, before: float) -> Tensor:
 class ODM(Rule):
     """alpha: how much of the moving average of rewards stays. warmup: steps on the equal mixture first."""
 
+    draws = "weights"
+
     def __init__(self, *, alpha: float = 0.9, warmup: int = 0, accumulate: bool = False) -> None:
         self.alpha, self.warmup, self.accumulate = in_unit("alpha", alpha), at_least("warmup", warmup, 0), accumulate
 
     def setup(self, setting: Setting) -> None:
         super().setup(setting)
         self.reward = torch.zeros_like(self.weights)
-
-    def draw(self, fraction: float) -> Tensor:
-        return self.weights
 
     def backward(self, step: Step) -> Losses:
         losses, tokens = step.losses(), step.tokens()

@@ -69,6 +69,8 @@ class RAndB(Rule):
     v is for a domain that a round lacks: its "last", or "zero". Several ranks sum the k gradients at each step.
     """
 
+    draws = "weights"
+
     def __init__(
         self, target: Mapping[str, float] | None = None, *, lam: float = 3.0, every: int = 10, absent: str = "last"
     ) -> None:
@@ -89,9 +91,6 @@ class RAndB(Rule):
         self.v = torch.zeros_like(q)
         self.sums: Tensor | None = None
         self.counts = torch.zeros_like(q)
-
-    def draw(self, fraction: float) -> Tensor:
-        return self.weights
 
     def backward(self, step: Step) -> Losses:
         tokens = step.tokens()
