@@ -30,7 +30,6 @@ from ...core.registry import register
 from ...core.search import Choice, Log
 from ...core.tree import Tree
 
-
 LARGE = 2**16
 """Numbers in an image from which on a loop over the boxes is faster than a mask over the batch, on the CPU."""
 
