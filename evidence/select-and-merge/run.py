@@ -50,14 +50,13 @@ def pieces(word: str) -> list[int]:
 class Tagger(nn.Module):
     def __init__(self, tags: int) -> None:
         super().__init__()
-        self.embed = nn.Embedding(BUCKETS, 64, padding_idx=0)
+        self.embed = nn.EmbeddingBag(BUCKETS, 64, mode="mean", padding_idx=0)
         self.first, self.second = nn.Conv1d(64, 96, 5, padding=2), nn.Conv1d(96, 96, 5, padding=2)
         self.out = nn.Linear(96, tags)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, pieces) -> (B, T, tags)."""
-        known = (x > 0).sum(-1, keepdim=True).clamp(min=1)
-        h = (self.embed(x).sum(-2) / known).transpose(1, 2)
+        h = self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(1, 2)
         h = F.relu(self.first(h))
         return self.out((h + F.relu(self.second(h))).transpose(1, 2))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -138,7 +139,21 @@ def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | 
 
 def all_blocks(merger: Merger, names: Sequence[str], models: Sequence[Source], base: Source | None) -> Blocks:
     """The blocks of these tensors, for `measure`, as they are: `merged_blocks` refuses NaN."""
-    return lambda: (block for name in names for block in _blocks(merger, name, models, base, False))
+    return lambda: _ahead(block for name in names for block in _blocks(merger, name, models, base, False))
+
+
+def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks, the next one being read while the caller works on this one."""
+    first, second = next(blocks, None), next(blocks, None)
+    if first is None or second is None:  # no thread for a single block
+        yield from filter(None, (first, second))
+        return
+    yield first
+    with ThreadPoolExecutor(1) as pool:
+        while second is not None:
+            coming = pool.submit(next, blocks, None)
+            yield second
+            second = coming.result()
 
 
 def merged_blocks(
@@ -147,7 +162,7 @@ def merged_blocks(
     """The merged blocks of one floating-point tensor, as `dtype`. found: what `measure` said of the model, if asked."""
     if merger.scope == "tensor":
         found = merger.measure(all_blocks(merger, [name], models, base))
-    for block in _blocks(merger, name, models, base, True):
+    for block in _ahead(_blocks(merger, name, models, base, True)):
         merged = merger.combine(block, found).to(dtype)
         if not finite(merged):
             raise ValueError(
