@@ -94,13 +94,18 @@ def write(folder: Path, layers: int, seed: int) -> int:
     return total
 
 
-def measured(who: dict[str, str], recipe: Path, out: Path, peer: str | None) -> tuple[float, int] | str:
+def measured(who: dict[str, str], recipe: Path, out: Path, peer: str | None, limit: float) -> tuple[float, int] | str:
     """Seconds of the merge without the imports, and peak resident bytes; or why not."""
     code = CHILD.format(load=who["load"], merge=who["merge"].format(recipe=str(recipe), out=str(out)))
     paths = [*([peer] if peer else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"took longer than {limit:g} s"
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
     said = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     if done.returncode or not said:
         return (done.stderr.strip().splitlines() or ["no result"])[-1]
@@ -127,6 +132,8 @@ def main() -> None:
     parser.add_argument("--peer-path", help="folder that mergekit was installed into")
     parser.add_argument("--folder", help="where to write; default the system's temporary folder")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one merge at most")
+    parser.add_argument("--merges", nargs="+", default=["linear", "ties"])
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, torch {torch.__version__}")
     print(f"{'GB':>5} {'merge':8} {'who':9} {'seconds':>8} {'GB/s':>6} {'peak MiB':>9}", flush=True)
@@ -136,10 +143,14 @@ def main() -> None:
             folder = Path(temporary)
             base, a, b = (folder / name for name in ("base", "a", "b"))
             total = max([write(path, layers, seed) for seed, path in enumerate((base, a, b))])
-            for name, recipe in recipes(folder, base, a, b).items():
+            listed = recipes(folder, base, a, b)
+            for name in args.merges:
+                recipe = listed[name]
                 for who, parts in (("omnimix", OURS), ("mergekit", THEIRS)):
                     for _ in range(args.repeats):
-                        found = measured(parts, recipe, folder / "out", args.peer_path if who == "mergekit" else None)
+                        found = measured(
+                            parts, recipe, folder / "out", args.peer_path if who == "mergekit" else None, args.limit
+                        )
                         if isinstance(found, str):
                             print(f"{total / 1e9:5.2f} {name:8} {who:9} not measured: {found}", flush=True)
                             continue
