@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def evaluate(
         for path in paths:
             with checkpoint.Checkpoint(path, unpickle=how.get("unpickle", False)) as held:
                 files = _state(held.files)
-            scores.append(_score(store, judge, path, {}, None, files, lambda path=path: Path(path)))
+            scores.append(_score(store, judge, path, {}, None, files, partial(Path, path)))
             told(scores[-1])
         for recipe in recipes:
             plan = checkpoint.plan_merge(recipe, **how)
@@ -171,7 +172,7 @@ def _score(
     done = store.runs([key]).get(key)
     if done is None:
         start = time.perf_counter()
-        value = judge(folder())
+        value: float | None = judge(folder())
         done = Run(
             key=key, method=name, seed=0, data=data, code=judge.source, config=facts, metrics={"score": value},
             domains={}, history=[], best_epoch=None, seconds=time.perf_counter() - start, step_seconds=None,

@@ -80,10 +80,11 @@ class CutBox(Operation):
         if x.device.type == "cpu" and not self.per_sample:  # numbers are faster than tensors of one number
             box = cut_box(float(recipe.share[0, 0]), size, [int(draw) for draw in draws])
             mask = torch.ones(1, 1, *size)
-            mask[(..., *box)] = 0.0
+            inside: Any = (..., *box)
+            mask[inside] = 0.0
             kept = float(np.float32(1.0 - math.prod(edge.stop - edge.start for edge in box) / math.prod(size)))
             share = torch.tensor([[kept, 1.0 - kept]]).expand(len(partner), 2)
-            boxes = [] if graph else [(..., *box)]
+            boxes = [] if graph else [inside]
         else:
             lam = recipe.lam.to(x.device)[:count]
             low, high = cut_boxes(lam, size, torch.stack(draws, dim=1).to(x.device))
