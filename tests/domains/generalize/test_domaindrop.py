@@ -147,6 +147,22 @@ def test_the_classifier_of_a_tap_sees_the_map_before_it_is_masked():
     assert not torch.allclose(loss, plain)  # the classification path is masked
 
 
+def test_the_loss_by_hand():
+    """The largest scores of the sample's own domain go, in both halves; later layers see what is left."""
+    model = Net()
+    method = make(model, probability=1.0, taps=["one"], drop=0.2, random=False)
+    judge = method.beside(model, X).modules["0"]
+    h = model.one(X)
+    mask = torch.ones(6, 6)
+    for n in range(6):
+        product = h[n] * judge.weight[DOMAIN[n]].view(6, 1, 1)
+        low, high = product.amin(0), product.amax(0)
+        mask[n, ((product - low) / (high - low)).mean((1, 2)).argmax()] = 0
+    output = model.head(model.two((h * (mask * 6 / 5).view(6, 6, 1, 1)).relu()).relu().mean((2, 3)))
+    wanted = F.cross_entropy(output, Y) + F.cross_entropy(judge(h.mean((2, 3))), DOMAIN)
+    assert torch.allclose(method.loss(model, BATCH), wanted, atol=1e-5)  # equal halves agree
+
+
 def test_classifiers_learn_the_domain():
     """With a network that stands still they end where their own loss is small."""
     model = Net().requires_grad_(False)

@@ -165,6 +165,26 @@ def test_nothing_confident_or_no_rate_changes_nothing():
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_whose_labels():
+    """Three heads that disagree: two on class 0 or 1, the network's own, last, on class 2."""
+    model = network()
+    method = make(model)
+    method.beside(model, X)
+    p = torch.tensor([[[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.05, 0.2, 0.75]]])  # the mean is (.35, .3, .35)
+    mixed = torch.tensor([[0.1, 0.55, 0.35]])
+    wanted = {"own": ([0, 1, 2], [0.8, 0.6, 0.75]), "last": ([2] * 3, [0.75] * 3), "drm": ([1] * 3, [0.55] * 3)}
+    for labels, (classes, confidence) in wanted.items():
+        for threshold in (0.5, 0.58, 0.7, 0.78):
+            online = OnlineDRM(method, labels=labels, confidence=threshold)
+            label, kept = online._pseudo(p.log(), mixed)
+            assert label[0].tolist() == classes
+            assert kept[0].tolist() == [c >= threshold for c in confidence]
+    uniform = OnlineDRM(method, labels="uniform", confidence=0.34)
+    label, kept = uniform._pseudo((p * torch.tensor([1, 1, 0.9])).log(), mixed)
+    assert label[0].tolist() == [0, 0, 0]
+    assert kept.all()
+
+
 @pytest.mark.parametrize("encoder", [False, True])
 def test_a_stream_leaves_the_method_alone_and_can_be_forgotten(encoder):
     model = nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh()), nn.Linear(5, 3))
