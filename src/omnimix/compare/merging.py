@@ -172,9 +172,9 @@ def _score(
     done = store.runs([key]).get(key)
     if done is None:
         start = time.perf_counter()
-        value: float | None = judge(folder())
+        found = judge(folder())
         done = Run(
-            key=key, method=name, seed=0, data=data, code=judge.source, config=facts, metrics={"score": value},
+            key=key, method=name, seed=0, data=data, code=judge.source, config=facts, metrics={"score": found},
             domains={}, history=[], best_epoch=None, seconds=time.perf_counter() - start, step_seconds=None,
             peak_memory=None, device="cpu", versions=versions(),
         )  # fmt: skip
