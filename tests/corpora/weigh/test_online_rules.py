@@ -215,6 +215,10 @@ def test_odm_rewards_the_domains_of_the_batch_only():
     for number in range(1, 30):
         rule.backward(batch((0, 0, 1, 1, 1), number=number))
     assert rule.weights[2] < 1 / 3
+    rule.backward(batch((2, 0, 1, 1, 1), number=30))
+    seen = rule.reward[2].item()
+    rule.backward(batch((0, 0, 1, 1, 1), number=31))
+    assert rule.reward[2].item() == seen > 0
     released = ready(ODM(accumulate=True))
     sums, tokens = released.backward(batch((0, 0, 1, 1, 1)))
     torch.testing.assert_close(released.reward[0], 3 * sums[0] / tokens[0] / 10)
