@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class NormBlock(nn.Module):
         self.scale = (2 * at_least("layers", layers, 1)) ** 0.25 if placement == "deep" else 1.0
 
     def forward(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        first, second, *outer = self.norms[self.placement]  # type: ignore[misc]
+        first, second, *outer = cast(nn.ModuleList, self.norms[self.placement])
         if self.placement in ("pre", "sandwich"):
             after_attention, after_feed = outer or (nn.Identity(), nn.Identity())
             h = h + after_attention(self.attention(first(h), *args, **kwargs))

@@ -105,7 +105,9 @@ class Mixout(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.p, self.per, self.keep_dropout = in_unit("p", p), one_of("per", per, KINDS), keep_dropout
+        self.p, self.keep_dropout = in_unit("p", p), keep_dropout
+        one_of("per", per, KINDS)
+        self.per: Per = per
         self.generator = generator or torch.Generator().manual_seed(int(integers(2**62, 1, generator=resolve(None))))
         names = chosen(module, weights)
         self.order = {
