@@ -1,4 +1,4 @@
-"""Five 3 x 3 convolutions with batch norm, about 80,000 weights at width 32, for images of 8 x 8 to 32 x 32 on a CPU."""
+"""Five 3 x 3 convolutions with batch norm, about 80,000 weights at width 32: for images of 8 to 32 pixels on a CPU."""
 
 from __future__ import annotations
 
