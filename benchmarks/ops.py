@@ -4,11 +4,11 @@
         [--threads 2] [--batch 128] [--objectives]
 
 All rows run in turn in one process, on the CPU, from the same float batch to mixed inputs and soft labels; times are
-medians in ms (and minima, which a busy machine disturbs less). timm and openmixup mix in place, so they get a fresh
-copy of the batch each turn, made outside the timed part. kornia gives labels as ids, rows and shares. Saliency maps are
-given: the passes through the network that find them are in step_time.py. Peers that are not installed, or whose call
-fails, are left out and named. DIR: checkouts of authors' code, see references.py; --objectives compares what the masks
-of Puzzle Mix and Co-Mixup cost, ours and theirs, instead of times.
+medians in ms (and minima, which a busy machine disturbs less), with one thread those of the processor. timm and
+openmixup mix in place, so they get a fresh copy of the batch each turn, made outside the timed part. kornia gives
+labels as ids, rows and shares. Saliency maps are given: the passes through the network that find them are in
+step_time.py. Peers that are not installed, or whose call fails, are left out and named. DIR: checkouts of authors'
+code, see references.py; --objectives compares what the masks of Puzzle Mix and Co-Mixup cost, ours and theirs, instead of times.
 """
 
 from __future__ import annotations
@@ -194,14 +194,15 @@ def measure(calls: dict[Row, Call], size: int, side: int, repeats: int) -> dict[
     x = torch.randn(size, 3, side, side, generator=source)
     y = torch.randint(CLASSES, (size,), generator=source)
     times: dict[Row, list[float]] = {row: [] for row in calls}
+    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     counts, most, order = dict.fromkeys(calls, 1), max(1, 2**23 // x.numel()), random.Random(2)
     for turn in range(repeats + 1):
         for row in order.sample(list(calls), len(calls)):
             batch = x.clone() if row[2].startswith(("timm", "openmixup")) else x
-            start = time.perf_counter()
+            start = now()
             for _ in range(counts[row]):
                 calls[row](batch, y)
-            seconds = (time.perf_counter() - start) / counts[row]
+            seconds = max(now() - start, 1e-6) / counts[row]
             if turn:
                 times[row].append(1e3 * seconds)
             else:  # a warm-up, which tells how often a turn may call
