@@ -8,7 +8,8 @@ medians in ms (and minima, which a busy machine disturbs less), with one thread 
 openmixup mix in place, so they get a fresh copy of the batch each turn, made outside the timed part. kornia gives
 labels as ids, rows and shares. Saliency maps are given: the passes through the network that find them are in
 step_time.py. Peers that are not installed, or whose call fails, are left out and named. DIR: checkouts of authors'
-code, see references.py; --objectives compares what the masks of Puzzle Mix and Co-Mixup cost, ours and theirs, instead of times.
+code, see references.py; --objectives compares what the masks of Puzzle Mix and Co-Mixup cost, ours and theirs, instead
+of times.
 """
 
 from __future__ import annotations
