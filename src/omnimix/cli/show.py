@@ -28,6 +28,8 @@ ROWS = 240
 """Samples of a table that are drawn and paired."""
 SIDE = 96
 """Images are made no larger than that before their hidden maps are mixed, which may cost the square of their places."""
+FEW = 8
+"""Images that are drawn where all of them have to be made."""
 MANY = 8
 """Methods that join more samples than that mix them jointly: their batch is drawn, not one of its rows over lam."""
 PHOTOS = "photos"
@@ -161,10 +163,10 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     data = Data(_part(source, asked.seed), None, None, source.task)
     suits = ("vit" if registry.info(spec.name).network == "attention" else "small-cnn") if image else "mlp"
     network = create_network(suits, source.input_shape, source.task.outputs, seed=0)
+    told = method.mixer is not None or hasattr(method, "methods")  # others make all that the network is given
+    draws = (128 if told else FEW) if image else 1024
     try:
-        steps = watch(
-            method, network, data, batch_size=min(32, len(data.train)), draws=128 if image else 1024, seed=asked.seed
-        )
+        steps = watch(method, network, data, batch_size=min(32, len(data.train)), draws=draws, seed=asked.seed)
     except ValueError as error:
         raise ValueError(f"{spec} cannot be shown without training: {str(error).partition(';')[0]}") from error
     if all(step.recipe is None and step.seen is None for step in steps):
