@@ -106,3 +106,13 @@ def test_what_cannot_be_shared_is_refused():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="finds no GPU here"):
             fit(om.ERM(), net(), data(), Budget(1, 8, 0.1, accelerator="gpu"), seed=0)
+
+
+def test_methods_with_modules_of_their_own_are_refused_on_several_devices():
+    x, y, domain = torch.rand(8, 4), torch.arange(8) % 2, torch.arange(8) // 4
+    part = Part(x, y, domain)
+    with pytest.raises(ValueError, match="devices=1"):
+        fit(
+            om.create("dann"), nn.Linear(4, 2), Data(part, None, part, om.Classification(2)),
+            Budget(1, 4, 0.1, devices=2, accelerator="cpu", select="last"), seed=0,
+        )  # fmt: skip

@@ -58,6 +58,8 @@ class Method:
     """What it can train, as registered; () where it was made without a name."""
     cost: float | None = None
     """Gradient evaluations of a step relative to plain training; None: as registered."""
+    one_process: ClassVar[bool] = False
+    """Whether it trains modules of its own that several processes would not keep alike."""
     samples_ahead: int = 0
     """Of how many samples it takes gradients before the first step."""
     follows_validation: ClassVar[bool] = False

@@ -22,6 +22,7 @@ class Sided(Method):
     step in `after_step`, by `optimizer` where that is overridden, else as the user's optimiser as `step` shows it.
     """
 
+    one_process = True
     side: Beside | None = None
     _lead: Any = None
 

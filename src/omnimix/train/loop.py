@@ -107,6 +107,11 @@ def _check(method: Method, data: Data, budget: Budget) -> None:
             f"{type(method).__name__} trains on the extra streams {', '.join(method.streams)}, which fit() does not "
             "bring; train it in a loop of your own: method.loss(model, batch, stream=...)"
         )
+    if budget.devices > 1 and method.one_process:
+        raise ValueError(
+            f"{type(method).__name__} trains modules of its own beside the network, which several devices would not "
+            "keep alike: use devices=1"
+        )
     if len(data.train) < (budget.batch_size if budget.drop_last else budget.devices):
         raise ValueError(
             f"the training part has {len(data.train)} rows, less than one batch of {budget.batch_size}; "

@@ -253,3 +253,8 @@ def test_contract_and_refusals():
     for name, value in (("labels", "x"), ("confidence", -1.0), ("repeats", 0)):
         with pytest.raises(ValueError, match=name):
             OnlineDRM(method, **{name: value})
+
+
+def test_the_plain_mean_stays_one_beside_a_domain_without_prototype():
+    fit = torch.tensor([[0.3, -torch.inf, -1.0], [torch.inf, 0.0, 0.0]])
+    assert torch.equal(head_shares(fit, 0.0), torch.full((2, 3), 1 / 3))

@@ -54,3 +54,27 @@ def test_loss_adds_the_mean_distance_of_pairs(name):
 def test_one_domain_has_nothing_to_match():
     z = torch.randn(3, 2)
     assert coral_distance(z, torch.full((1, 3), 1 / 3)).item() == 0
+
+
+@pytest.mark.parametrize("name", ["coral", "mmd", "bss"])
+def test_the_pass_goes_through_the_module_that_is_given(name):
+    """Fabric's wrappers cast and reduce: a pass that goes round them is another training."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.calls = network, 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.network(x)
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    wrapper = Wrapper(network)
+    domain = torch.tensor([0, 0, 1, 1])
+    method = om.create(name).setup(
+        network, om.Classification(2), om.Table(domain=domain, label=torch.tensor([0, 1, 0, 1])),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    method.loss(wrapper, om.Batch(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]), domain))
+    assert wrapper.calls == 1

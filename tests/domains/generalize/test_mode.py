@@ -192,3 +192,14 @@ def test_refusals():
         make("mode-f", nn.Linear(3, 3)).loss(nn.Linear(3, 3), (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])))
     with pytest.raises(ValueError, match="domain 8"):
         make("mode-a", net()).loss(net(), om.Batch(X, Y, torch.full((6,), 8)))
+
+
+def test_equal_donors_leave_shares():
+    """Where no donor makes a difference rounding decides, and all weights may fall at once."""
+    x = torch.rand(1, 3, 8, 8, generator=draw())
+    for seed in range(200):
+        style = torch.rand(3, generator=draw(seed))
+        share = explore(lambda w, style=style: (w @ style[:1].expand(6, 1)).sum().sin(), torch.ones(64, 6), 10, 0.1)
+        assert torch.isfinite(share).all()
+        torch.testing.assert_close(share.sum(dim=1), torch.ones(64))
+    assert torch.isfinite(mix_of_amplitudes(x, torch.zeros(1, 6, dtype=torch.long))(share[:1])).all()

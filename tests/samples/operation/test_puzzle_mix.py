@@ -287,3 +287,23 @@ def test_adversarial_noise_is_as_likely_as_asked():
     assert abs(float((hits[:, 0] * hits[:, 1]).mean()) - 0.0625) < 0.03
     with pytest.raises(ValueError, match="adversarial"):
         Puzzle(adversarial=1.5)
+
+
+def test_attacked_images_stay_between_black_and_white():
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    method = om.PuzzleMix(adversarial=1.0, radius=0.2, blocks=4).setup(
+        network, om.Classification(3), generator=torch.Generator().manual_seed(0)
+    )
+    batch = om.Batch(x, torch.arange(6) % 3)
+    for _ in range(10):
+        mixed = method.mix(batch, method.recipe(batch)).x
+        assert mixed.min() >= x.min() - 1e-6
+        assert mixed.max() <= x.max() + 1e-6
+
+
+@pytest.mark.parametrize("method", [om.PuzzleMix, om.CoMixup])
+def test_a_clean_loss_needs_the_default_saliency(method):
+    with pytest.raises(ValueError, match="clean"):
+        method(clean=1.0, saliency=om.SpectralResidual())
+    assert method(saliency=om.SpectralResidual()).operation.needs == ()

@@ -132,3 +132,14 @@ def test_any_mixer_makes_the_images(mixer):
 def test_refusals(option, value):
     with pytest.raises(ValueError, match=option):
         SUMix(**{option: value})
+
+
+def test_resizemix_keeps_its_own_sides():
+    method = om.SUMix("resizemix").setup(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), om.Classification(3),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    batch = om.Batch(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+    share = torch.stack([method.recipe(batch).lam[0] for _ in range(300)])
+    assert 0.36 <= share.min() < 0.4
+    assert 0.95 < share.max() <= 0.99

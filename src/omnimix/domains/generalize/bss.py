@@ -165,7 +165,7 @@ class BSS(Method):
         if not isinstance(batch.x, Tensor) or batch.x.ndim < 3:
             raise ValueError("bss changes the style of images (B, C, *spatial); tables and trees have none")
         x = torch.cat([self.view(batch.x) for _ in range(self.views)])
-        z, output = self.split.features_and_output(x)
+        z, output = self.split.features_and_output(x, model)
         contrast = view_contrast(z.reshape(self.views, len(batch), -1), self.temperature, self.negatives)
         if not self.labels:
             return contrast

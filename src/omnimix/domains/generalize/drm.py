@@ -37,6 +37,8 @@ TINY = 1e-12
 
 def head_shares(fit: Tensor, gamma: float) -> Tensor:
     """(B, H) in proportion to fit^gamma, from its logarithms (B, H); gamma = infinity takes the best head alone."""
+    if not gamma:  # also where a fit is infinite
+        return torch.full_like(fit, 1.0 / fit.shape[1])
     if math.isinf(gamma):
         return F.one_hot(fit.argmax(dim=1), fit.shape[1]).to(fit.dtype)
     return torch.softmax(gamma * fit, dim=1)

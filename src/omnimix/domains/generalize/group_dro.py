@@ -3,7 +3,7 @@
     q_d <- q_d exp(eta R_d) / sum_e q_e exp(eta R_e),   loss = sum_d q_d R_d,   R_d the mean loss of domain d
 
 Source: Sagawa, Koh, Hashimoto, Liang, "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020,
-arXiv 1911.08731, Algorithm 1. Cost: 1. Domains that a batch lacks keep their weight.
+arXiv 1911.08731, Algorithm 1. Cost: 1. Domains that a batch lacks keep their ratios to each other.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Match(ByDomain):
         self.split = given.split or Split(given.model)
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        z, output = self.split.features_and_output(batch.x)
+        z, output = self.split.features_and_output(batch.x, model)
         losses, share = self.task.losses(output, batch.y), self.shares(batch).to(z.dtype)
         pairs = torch.triu(self.distance(z.flatten(1), share), diagonal=1).sum()
         count = share.shape[0] * (share.shape[0] - 1) / 2

@@ -47,7 +47,8 @@ def explore(loss: Callable[[Tensor], Tensor], weights: Tensor, steps: int, mu: f
     for _ in range(steps):
         w = weights.detach().requires_grad_()
         (grad,) = torch.autograd.grad(loss(w / w.sum(dim=1, keepdim=True)), w)
-        weights = (w.detach() + mu * grad.sign()).clamp(0.0, 1.0)
+        moved = (w.detach() + mu * grad.sign()).clamp(0.0, 1.0)
+        weights = torch.where(moved.sum(dim=1, keepdim=True) > 0, moved, weights)  # equal donors can end at all 0
     return weights / weights.sum(dim=1, keepdim=True)
 
 

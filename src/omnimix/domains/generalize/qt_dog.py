@@ -94,6 +94,8 @@ class QTDoG(Method):
     output channel, else one a layer. step_rate > 0: the learning rate of step sizes, in that of the network.
     """
 
+    one_process = True
+
     def __init__(
         self,
         bits: int = 7,

@@ -72,6 +72,8 @@ class SMOS(Method):
     else the network's taps.
     """
 
+    one_process = True
+
     def __init__(
         self,
         precursor: nn.Module | None = None,

@@ -216,8 +216,8 @@ class CoMixup(Mix):
     """Mix groups of images jointly, so that each output is salient and the outputs differ.
 
     alpha, group: see `co_mixup`; from blocks to threshold: see `JointBlocks`. clean: weight of the loss of the unmixed
-    batch, whose gradient comes with the saliency at no cost; 0: none, and the saliency is taken in evaluation mode. The
-    reference code's loss on CIFAR is BCE of the softmax; here the task's.
+    batch, whose gradient comes with the default saliency at no cost, 1 if None; 0: none, and the saliency is taken in
+    evaluation mode. The reference code's loss on CIFAR is BCE of the softmax; here the task's.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class CoMixup(Mix):
         alpha: float = 2.0,
         *,
         group: int = 20,
-        clean: float = 1.0,
+        clean: float | None = None,
         saliency: Saliency | None = None,
         blocks: int = 4,
         beta: float = 0.32,
@@ -236,8 +236,12 @@ class CoMixup(Mix):
         sweeps: int = 4,
         threshold: Threshold = "hard",
     ) -> None:
+        if saliency is not None and clean:
+            raise ValueError(
+                f"the clean loss comes with the default saliency: give saliency or clean, got clean={clean}"
+            )
         operation = JointBlocks(
-            InputGradient(keep=clean) if saliency is None else saliency,
+            InputGradient(keep=1.0 if clean is None else clean) if saliency is None else saliency,
             blocks=blocks,
             beta=beta,
             gamma=gamma,

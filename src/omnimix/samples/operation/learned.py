@@ -95,6 +95,8 @@ class LearnedMix(Method):
     mixed images; lr_end in [0, 1]: the part of it that is left at the end.
     """
 
+    one_process = True
+
     smooth = True
     """Whether masks are interpolated linearly, else by nearest neighbour."""
 

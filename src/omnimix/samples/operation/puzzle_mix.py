@@ -172,18 +172,19 @@ class Puzzle(Operation):
     def noise(self, x: Tensor, context: Context) -> Tensor:
         """FGSM noise from a random start: steps of 1.2 radius, cut off at the radius, times a uniform number.
 
-        The batch's least and greatest values of each channel count as black and white, beyond which it does not start.
+        The batch's least and greatest values of each channel count as black and white, beyond which nothing gets.
         """
         network, task, y = context.trained("adversarial Puzzle Mix")
         source, axes = context.generator, [0, *range(2, x.ndim)]
         radius = (self.radius / self.scale.to(x)).view(-1, *(1 for _ in x.shape[2:]))
         start = radius * (2.0 * uniform(*x.shape, generator=source).to(x) - 1.0)
-        start = (x + start).clamp(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) - x
+        black, white = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+        start = (x + start).clamp(black, white) - x
         with evaluating(network.model), torch.enable_grad():
             inputs = (x + start).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(task.losses(network.model(inputs), y).sum(), inputs)
         noise = torch.minimum((start + 1.2 * radius * gradient.sign()).maximum(-radius), radius)
-        return noise * uniform(1, generator=source).to(x)
+        return (x + noise * uniform(1, generator=source).to(x)).clamp(black, white) - x
 
     def mask(self, x: Tensor, saliency: Tensor, partner: Tensor, lam: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, *grid) the best z, for block saliencies (R, *grid)."""
@@ -292,6 +293,10 @@ class PuzzleMix(Mix):
         radius: float = 10 / 255,
         probability: float = 1.0,
     ) -> None:
+        if saliency is not None and clean:
+            raise ValueError(
+                f"the clean loss comes with the default saliency: give saliency or clean, got clean={clean}"
+            )
         operation = Puzzle(
             InputGradient(keep=clean) if saliency is None else saliency,
             blocks=blocks,

@@ -33,6 +33,7 @@ from ...core.registry import register
 from ...core.search import Choice, Log
 from ...core.side import linear
 from ...core.split import Split
+from ..ratio.uniform_side import UniformSide
 from .cutmix import CutBox
 from .fmix import FourierMask
 from .resizemix import PasteResized
@@ -46,6 +47,8 @@ MIXERS: dict[str, Callable[[], Operation]] = {
     "resizemix": PasteResized,
     "saliencymix": SalientBox,
 }
+SIDES = (0.1, 0.8)
+"""ResizeMix draws the side of what it pastes uniformly between these; it has no alpha."""
 Mixer = Literal["cutmix", "fmix", "mixup", "resizemix", "saliencymix"]
 
 
@@ -91,10 +94,12 @@ class SUMix(Mix):
     """Mix images as another method does, with labels by what the network sees of each source and how sure it is.
 
     mixer: "cutmix", "fmix", "mixup", "resizemix", "saliencymix", or any Operation of two samples. alpha: Beta(alpha,
-    alpha) (the paper: 1 for resizemix). gamma >= 0: weight of the uncertainty (Tiny-ImageNet: 1); with 0 the pass over
+    alpha); ResizeMix draws its own sides. gamma >= 0: weight of the uncertainty (Tiny-ImageNet: 1); with 0 the pass for
     clean images needs no gradient. scale > 0: s; None: the root of the number of classes. reference: see above. lr,
     lr_end: of the uncertainty's head, see `Side`. ValueError for arguments out of range.
     """
+
+    one_process = True
 
     def __init__(
         self,
@@ -108,7 +113,8 @@ class SUMix(Mix):
         lr_end: float = 0.0,
     ) -> None:
         operation = mixer if isinstance(mixer, Operation) else MIXERS[one_of("mixer", mixer, list(MIXERS))]()
-        super().__init__(RandomPairing(), Beta(alpha), operation)
+        ratio = UniformSide(*SIDES, power=2.0) if mixer == "resizemix" else Beta(alpha)
+        super().__init__(RandomPairing(), ratio, operation)
         self.gamma, self.scale = non_negative("gamma", gamma), None if scale is None else positive("scale", scale)
         self.reference = reference
         self.lr, self.lr_end = positive("lr", lr), in_unit("lr_end", lr_end)
