@@ -1,6 +1,6 @@
 """Test-time style shifting on digits of another contrast: three styles to train on, two that nobody has seen.
 
-    python evidence/style-shift/run.py [--data FOLDER] [--seeds 5] [--steps 600]
+    python evidence/style-shift/run.py [--data FOLDER] [--seeds 4] [--steps 600] [--padding 1]
 
 FOLDER holds MNIST as IDX files. Digits at 14 x 14 in the styles x g + b of `styled-mnist`; training on (1, 0), (.7,
 .2), (.5, .1), 20,000 images in all; tests: unseen digits in the crushed style (.15, .8), in the bright one (3, 2) and
@@ -42,10 +42,10 @@ ROWS, TEST, BATCH = 20_000, 5_000, 64
 TASK = om.Classification(10)
 
 
-def network(seed: int) -> nn.Module:
+def network(seed: int, padding: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        block1 = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU())
+        block1 = nn.Sequential(nn.Conv2d(1, 16, 3, padding=padding), nn.ReLU())
         block2 = nn.Sequential(
             nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
         )
@@ -67,7 +67,9 @@ def domains_of(y: Tensor, unbalanced: bool, generator: torch.Generator) -> Tenso
     return torch.where(torch.rand(len(y), generator=generator) < 0.9, torch.where(y < 5, 0, 2), even)
 
 
-def measure(seed: int, steps: int, digits: dict[str, tuple[Tensor, Tensor]], unbalanced: bool) -> dict[str, Any]:
+def measure(
+    seed: int, steps: int, digits: dict[str, tuple[Tensor, Tensor]], unbalanced: bool, padding: int
+) -> dict[str, Any]:
     """By arm and target: the accuracy."""
     generator = torch.Generator().manual_seed(seed)
     x, y = digits["train"]
@@ -85,7 +87,7 @@ def measure(seed: int, steps: int, digits: dict[str, tuple[Tensor, Tensor]], unb
         found[arm] = {name: 100 * accuracy(*predict(model, method, part, TASK)) for name, part in tests.items()}
 
     def trained(name: str, **parameters: Any) -> tuple[nn.Module, Any]:
-        model, method = network(seed), om.create(name, **parameters)
+        model, method = network(seed, padding), om.create(name, **parameters)
         fit(method, model, Data(train, None, None, TASK), replace(budget, epochs=epochs), seed=seed)
         return model, method
 
@@ -104,8 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = Path(os.environ.get("OMNIMIX_DATA") or ROOT.parent / "shared" / "data") / "mnist"
     parser.add_argument("--data", type=Path, default=data)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--padding", type=int, choices=(0, 1), default=1, help="zeros around the image (default: 1)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,12 +122,13 @@ def main() -> None:
         digits[part] = (F.adaptive_avg_pool2d(source.take(rows), 14), source.y[rows])
     outcomes: dict[str, Any] = {}
     for unbalanced in (True, False):
-        runs = [measure(seed, args.steps, digits, unbalanced) for seed in range(args.seeds)]
+        runs = [measure(seed, args.steps, digits, unbalanced, args.padding) for seed in range(args.seeds)]
         where = ", unbalanced" if unbalanced else ""
         for target in ("seen", "bright", "crushed"):
             arms = {arm: [run[arm][target] for run in runs] for arm in runs[0]}
             outcomes[f"accuracy on {target}{where}"] = (arms, "erm", True)
     about = {"steps": args.steps, "seeds": args.seeds, "rows": ROWS, "batch": BATCH, "test": TEST, "styles": STYLES}
+    about["padding"] = args.padding
     record_all(args.out, about, outcomes)
 
 
