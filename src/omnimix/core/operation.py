@@ -77,6 +77,7 @@ class Interpolate(Operation):
     """
 
     by_row = True
+    inplace: bool = False  # of the class, for subclasses with a constructor of their own
 
     def __init__(self, *, inplace: bool = False) -> None:
         self.inplace = inplace

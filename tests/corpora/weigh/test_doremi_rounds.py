@@ -88,10 +88,10 @@ def test_noise_has_nothing_to_gain_and_gets_little_weight(tmp_path):
             for number in range(60):
                 out.write(json.dumps({"domain": name, "text": f"{text()}{number}"}) + "\n")
     packed = pack(file, tmp_path / "p")
-    training = Training(steps=150, batch=12, context=32, width=32, layers=2, heads=4, lr=5e-3)
+    training = Training(steps=400, batch=12, context=32, width=32, layers=2, heads=4, lr=5e-3)
     mixture, _ = doremi(packed, training)
     raw = train(packed, RawLoss(), training, seed=0)
     assert raw.weights["noise"] > 0.8
     assert mixture.weights["noise"] < 0.5 * raw.weights["noise"]
-    assert max(mixture.weights, key=mixture.weights.get) != "easy"
+    assert mixture.weights["easy"] < 0.2
     assert torch.isfinite(torch.tensor(list(mixture.weights.values()))).all()

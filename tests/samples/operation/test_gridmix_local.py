@@ -29,8 +29,8 @@ X, Y = torch.randn(5, 2, 8, 12, generator=draw()), torch.tensor([0, 2, 1, 1, 0])
 def test_the_loss_is_that_of_images_and_of_cells():
     model, weight = Net(), 0.3
     task = om.Classification(3)
-    method = GridMixLocal(n=2, weight=weight).setup(model, task, generator=draw(1))
-    again = GridMixLocal(n=2, weight=weight).setup(model, task, generator=draw(1))
+    method = GridMixLocal(n=2, weight=weight).setup(model, task, generator=draw(3))
+    again = GridMixLocal(n=2, weight=weight).setup(model, task, generator=draw(3))
     batch = om.Batch(X, Y)
     mixed = again.mix(batch, again.recipe(batch))
     assert 0 < mixed.recipe.lam[0] < 1
