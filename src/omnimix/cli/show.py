@@ -28,6 +28,8 @@ ROWS = 240
 """Samples of a table that are drawn and paired."""
 SIDE = 96
 """Images are made no larger than that before their hidden maps are mixed, which may cost the square of their places."""
+SEEN = 160
+"""No larger than that where the network looks at them before they are mixed."""
 FEW = 8
 """Images that are drawn where all of them have to be made."""
 MANY = 8
@@ -289,6 +291,8 @@ def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
         x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
         if len(partner) > MANY and (mixed := step.mixed) is not None:
             return [_Line(name, [_of_batch(mixed, i, one) for i in range(min(len(LAMS), len(step.batch)))])]
+        if "network" in step.mix.operation.needs:
+            x = _no_larger(x, SEEN)
         lam = draws_of(step.mix)
         lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
         for place in step.mix.places:
@@ -316,15 +320,21 @@ def _of_batch(mixed: Mixed, row: int, one: _Seen) -> tuple[Tensor, str]:
     return mixed.x[row], parts_of([float(share[i]) for i in kept], [names[i] for i in kept], ", ")
 
 
+def _no_larger(x: Tensor, side: int) -> Tensor:
+    """Images (K, C, H, W), averaged down to at most `side` along the longer axis."""
+    import torch.nn.functional as F
+
+    small = min(1.0, side / max(x.shape[-2:]))
+    return x if small == 1 else F.interpolate(x, scale_factor=small, mode="area")
+
+
 def _map_at(place: str, network: nn.Module, x: Tensor) -> Tensor | None:
     """The hidden maps (K, C, H, W) of images (K, ...) at a tap; None where it gives something else."""
     import torch
-    import torch.nn.functional as F
 
     from ..core.split import evaluating, observe
 
-    small = min(1.0, SIDE / max(x.shape[-2:]))
-    x = x if small == 1 else F.interpolate(x, scale_factor=small, mode="area")
+    x = _no_larger(x, SIDE)
     with torch.no_grad(), evaluating(network), observe(network, place) as seen:
         network(x)
     h = seen[place]
