@@ -2,7 +2,7 @@
 
 from . import domains, samples  # noqa: F401  (registers the methods)
 from .core.batch import Batch
-from .core.combine import Alternate, Choose, Until
+from .core.combine import Alternate, Choose, Repeat, Schedule, Until
 from .core.loader import partner_loader
 from .core.method import Method, Mix
 from .core.objective import MixedLoss
@@ -159,6 +159,7 @@ __all__ = [
     "RegMix",
     "RegMixup",
     "Regression",
+    "Repeat",
     "Resampled",
     "ResamplingOnly",
     "ResizeMix",
@@ -166,6 +167,7 @@ __all__ = [
     "SMMix",
     "SUMix",
     "SaliencyMix",
+    "Schedule",
     "SelectiveMixup",
     "SmoothMix",
     "SnapMix",
