@@ -47,7 +47,7 @@ def measure(model: Any, method: Any, data: Any, task: Task, seed: int) -> dict[s
         return task.mean_loss(model(x), y)
 
     weights = [p for p in model.parameters() if p.requires_grad]
-    found = {"loss on training images": float(loss())}
+    found = {"loss on training images": loss().item()}
     found["norm of the weights"] = float(torch.stack([p.detach().norm() for p in weights]).norm())
     found["accuracy on sketch"] = 100 * accuracy(*predict(model, method, data.test, task))
     for rho in RADII:
