@@ -7,8 +7,9 @@ import sys
 
 def main() -> None:
     before = signal.signal(signal.SIGINT, _stop)
-    from omnimix.cli import main as run
+    from omnimix.cli import load
 
+    run = load()
     signal.signal(signal.SIGINT, before)
     run()
 

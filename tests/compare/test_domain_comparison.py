@@ -119,6 +119,16 @@ def test_batches_of_their_own_come_before_those_of_the_protocol():
         assert torch.bincount(cells, minlength=6).tolist() == [0, 3, 3, 0, 3, 3]
 
 
+def test_every_method_over_domains_can_be_compared():
+    """A step of each before anything trains; what would break only in training is for their own tests."""
+    from omnimix.core import registry
+
+    names = list(registry.methods(task="classification", level="domains"))
+    _, _, jobs = make_plan(asked(methods=("erm", *names), seeds=(0,)), source())
+    assert len(jobs) == 3 * (len(names) + 1)
+    assert len(names) >= 20
+
+
 def test_evaluation_does_not_see_the_augmentation_of_training(monkeypatch):
     """Validation and test inputs are the images themselves, whatever training does to its own."""
     _, plan, jobs = make_plan(asked(methods=("erm",)), source())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 
-def main() -> None:
-    """The entry point `omnimix`."""
+def load() -> Callable[[], None]:
+    """The application with all its verbs, ready to be called."""
     try:
         from .console import app
     except ImportError as error:
@@ -14,7 +15,12 @@ def main() -> None:
         sys.exit(f'omnimix: the command line needs {missing}: pip install "omnimix[compare]"')
     from . import compare, merge, methods, show, weigh, weigh_export, weigh_run  # noqa: F401  (each adds its verb)
 
-    app()
+    return app
 
 
-__all__ = ["main"]
+def main() -> None:
+    """The command `omnimix`."""
+    load()()
+
+
+__all__ = ["load", "main"]

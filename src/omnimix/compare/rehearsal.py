@@ -68,7 +68,7 @@ def _step(method: Method, network: nn.Module, data: Data) -> None:
 class _Still:
     """An optimiser that changes nothing. PyTorch's own import for seconds when the first is made."""
 
-    param_groups: ClassVar[list[dict[str, Any]]] = []
+    param_groups: ClassVar[list[dict[str, Any]]] = [{"params": [], "lr": 0.0}]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         pass

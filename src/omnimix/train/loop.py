@@ -197,6 +197,9 @@ def _in_process(fabric: Any, result: Path, given: tuple[Any, ...]) -> None:
         state = {"error": str(error)}
     if fabric.is_global_zero:
         files.save(result, state)
+    # A process that ends while the other still talks to it may take it along on the way out.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def _derive(seed: int, *name: str | int) -> int:
