@@ -1,0 +1,49 @@
+"""What writes new columns beside documents: classifiers, scorers and language models share this one face.
+
+An annotator is anything with `annotate(documents) -> columns`; a document is a mapping, as a row of a file, and a column
+has one value a document. It must treat every document alike whatever it is batched with, so that a corpus can be
+annotated shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+Document = Mapping[str, Any]
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Writes new columns beside documents."""
+
+    def annotate(self, documents: Sequence[Document]) -> Mapping[str, Sequence[Any]]:
+        """name -> values, one a document and in their order. The names do not depend on the documents."""
+        ...
+
+
+def annotated(annotator: Annotator, documents: Sequence[Document]) -> dict[str, list[Any]]:
+    """The columns of an annotator, as lists; ValueError where one is not as long as the documents, or there already."""
+    columns = {name: list(values) for name, values in annotator.annotate(documents).items()}
+    who = type(annotator).__name__
+    if not columns:
+        raise ValueError(f"{who} gave no column")
+    for name, values in columns.items():
+        if len(values) != len(documents):
+            raise ValueError(f"{who}: column {name!r} has {len(values)} values for {len(documents)} documents")
+        if any(name in document for document in documents):
+            raise ValueError(f"{who}: column {name!r} is in the documents already: give it another name")
+    return columns
+
+
+def texts(documents: Sequence[Document], column: str = "text") -> list[str]:
+    """A column of text of the documents; ValueError that tells which of them has none there."""
+    found = []
+    for row, document in enumerate(documents):
+        text = document.get(column)
+        if not isinstance(text, str):
+            raise ValueError(
+                f"document {row}: column {column!r} must hold text, got {text!r}; it has {', '.join(map(str, document))}"
+            )
+        found.append(text)
+    return found
