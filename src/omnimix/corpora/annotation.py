@@ -1,8 +1,8 @@
 """What writes new columns beside documents: classifiers, scorers and language models share this one face.
 
-An annotator is anything with `annotate(documents) -> columns`; a document is a mapping, as a row of a file, and a column
-has one value a document. It must treat every document alike whatever it is batched with, so that a corpus can be
-annotated shard by shard.
+An annotator is anything with `annotate(documents) -> columns`; a document is a mapping, as a row of a file, and a
+column has one value a document. What it says of a document must not depend on the others of the batch, so that a corpus
+can be annotated shard by shard.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def texts(documents: Sequence[Document], column: str = "text") -> list[str]:
         text = document.get(column)
         if not isinstance(text, str):
             raise ValueError(
-                f"document {row}: column {column!r} must hold text, got {text!r}; it has {', '.join(map(str, document))}"
+                f"document {row}: column {column!r} must hold text, got {text!r}; "
+                f"its columns are {', '.join(map(str, document))}"
             )
         found.append(text)
     return found
