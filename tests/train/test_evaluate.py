@@ -39,6 +39,21 @@ def test_predictions_carry_no_gradient_and_come_from_the_method():
     assert torch.equal(found, 2 * model.eval()(X).detach())
 
 
+def test_validation_tells_the_method_the_domains_and_scoring_does_not():
+    class Own(om.ERM):
+        def predict_in(self, model, x, domain):
+            return domain.view(-1, 1) * model(x)
+
+    model, domain = net(), torch.arange(37) % 3
+    part = Part(X, X[:, 0], domain)
+    plain = model.eval()(X).detach()
+    assert torch.equal(outputs(model, Own(), part), plain)
+    for size in (None, 10):
+        assert torch.allclose(outputs(model, Own(), part, size, by_domain=True), domain.view(-1, 1) * plain, atol=1e-6)
+    assert torch.equal(outputs(model, Own(), Part(X, X[:, 0]), by_domain=True), plain)
+    assert torch.equal(outputs(model, om.ERM(), part, by_domain=True), plain)
+
+
 def test_errors_are_in_raw_units_where_targets_were_normalised():
     y = 5 * X[:, 0] + 20
     offset, scale = y.mean(), y.std()

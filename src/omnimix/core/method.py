@@ -195,6 +195,10 @@ class Method:
         """The output used for evaluation; never mixed."""
         return cast(Tensor, model(x))
 
+    def predict_in(self, model: nn.Module, x: Any, domain: Tensor) -> Tensor:
+        """The output used for validation where the domains (B,) of the rows are known, seen in training or not."""
+        return self.predict(model, x)
+
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs: nested dicts of tensors, numbers and strings."""
         state: dict[str, Any] = {"steps_done": self.steps_done}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.method import Method
 from ..core.task import Task
-from ..core.tree import tensors, tree_map
+from ..core.tree import Tree, tensors, tree_map
 from .metrics import scores
 from .parts import Part
 
@@ -17,15 +17,24 @@ ELEMENTS = 2**20
 """Input numbers of one forward pass unless a batch size is given."""
 
 
-def outputs(model: nn.Module, method: Method, part: Part, batch_size: int | None = None) -> Tensor:
+def outputs(
+    model: nn.Module, method: Method, part: Part, batch_size: int | None = None, *, by_domain: bool = False
+) -> Tensor:
     """(N, outputs) what the method predicts for every row, on the model's device, without gradients.
 
-    batch_size: rows of one forward pass; None takes about a million input numbers.
+    batch_size: rows of one forward pass; None takes about a million input numbers. by_domain: the method is told the
+    domains of the rows where the part has them, as in validation.
     """
     like = next(model.parameters(), torch.empty(0))
 
     def ready(value: Tensor) -> Tensor:
         return value.to(like.device, like.dtype if value.is_floating_point() else None, non_blocking=True)
+
+    def predicted(x: Tree, domain: Tensor | None) -> Tensor:
+        x = tree_map(ready, x)
+        if domain is None or not by_domain:
+            return method.predict(model, x)
+        return method.predict_in(model, x, domain.to(like.device))
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -35,9 +44,10 @@ def outputs(model: nn.Module, method: Method, part: Part, batch_size: int | None
                 first = part.x if part.in_memory else part.take(torch.zeros(1, dtype=torch.long))[0]
                 batch_size = max(1, ELEMENTS // sum(t[:1].numel() for t in tensors(first)))
             if part.in_memory and batch_size >= len(part):
-                return method.predict(model, tree_map(ready, part.x))
+                return predicted(part.x, part.domain)
             batches = torch.split(torch.arange(len(part), device=part.y.device), batch_size)
-            return torch.cat([method.predict(model, tree_map(ready, part.take(index)[0])) for index in batches])
+            parts = (part.take(index) for index in batches)
+            return torch.cat([predicted(x, domain) for x, _, domain in parts])
     finally:
         for module, mode in modes:
             module.training = mode

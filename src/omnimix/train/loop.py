@@ -439,7 +439,7 @@ class _Run:
     def _validate(self, epoch: int) -> dict[str, float]:
         """Validation loss and metrics; keeps the weights if they are the best so far."""
         part = self.parts[1]
-        return {} if part is None else self._validated(epoch, outputs(self.module, self.method, part))
+        return {} if part is None else self._validated(epoch, outputs(self.module, self.method, part, by_domain=True))
 
     def _validated(self, epoch: int, output: Tensor) -> dict[str, float]:
         """The same from the outputs for the validation part."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import omnimix as om
 from omnimix.domains.generalize.domain_specific_masks import soft_overlap, straight_through, without_dropout
 from omnimix.testing import check_method
+from omnimix.train import Budget, Data, Part, fit
 
 LOGITS = torch.sin(torch.arange(15.0) * 1.9).view(3, 5)
 
@@ -99,6 +100,11 @@ def test_softscale_and_greedy_by_hand():
     wanted = torch.cat([run(d, hard=True)[2 * d : 2 * d + 2] for d in range(3)])
     assert torch.allclose(greedy, wanted, atol=1e-6)
     assert torch.allclose(method.predict_in(model, X[:2], DOMAIN[:2]), greedy[:2], atol=1e-6)
+    strangers = method.predict_in(model, X, torch.tensor([4, 4, 7, 5, 0, 9]))
+    both = torch.tensor([True, True, False, True, False, True]).view(-1, 1)
+    own = method.predict_in(model, X, torch.tensor([4, 4, 4, 5, 4, 9]))
+    assert torch.equal(strangers, torch.where(both, own, method.predict(model, X)))
+    assert torch.equal(method.predict_in(model, X, DOMAIN + 100), method.predict(model, X))
     method.predictions = "mean"
     with torch.no_grad():
         mean = torch.logit(torch.stack([m.mean(dim=0) for m in (first,)])[0])
@@ -151,6 +157,18 @@ def test_bits_are_drawn_for_every_sample_by_its_domain():
     assert len(bits[domain == 1].unique(dim=0)) == 16
 
 
+def test_training_validates_each_domain_with_its_own_mask():
+    model, method, part = Net(), om.create("dmg", lr=0.3), Part(X, Y, DOMAIN)
+    history = fit(method, model, Data(part, part, None, om.Classification(3)), Budget(2, 6, 0.01), seed=0).history
+    model.eval()
+    with torch.no_grad():
+        wanted = F.cross_entropy(method.predict_in(model, X, DOMAIN), Y).item()
+        other = F.cross_entropy(method.predict(model, X), Y).item()
+    best = min(row["valid_loss"] for row in history)
+    assert best == pytest.approx(wanted, abs=1e-6)
+    assert abs(best - other) > 1e-4
+
+
 def test_masks_of_domains_grow_apart():
     model = Net()
     method = make(model, overlap=1.0, lr=0.1)
@@ -168,8 +186,8 @@ def test_contract_and_refusals():
     for name, value in (("overlap", -1.0), ("sparsity", -1.0), ("lr", 0.0), ("predictions", "x")):
         with pytest.raises(ValueError, match=name):
             om.create("dmg", **{name: value})
-    method = om.create("dmg").setup(Net(), om.Classification(3), om.Table(domain=DOMAIN))
-    with pytest.raises(ValueError, match="predict_in"):
-        method.predict_in(method.given.model, X, DOMAIN)
+    method, model = om.create("dmg"), Net().eval()
+    method.setup(model, om.Classification(3), om.Table(domain=DOMAIN))
+    assert torch.equal(method.predict_in(model, X, DOMAIN), model(X))  # there are no masks before the first batch
     single = make(Net(), domain=torch.zeros(6, dtype=torch.long))
     assert torch.isfinite(single.loss(single.given.model, om.Batch(X, Y, torch.zeros(6, dtype=torch.long))))

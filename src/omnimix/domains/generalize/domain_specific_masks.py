@@ -155,13 +155,25 @@ class DMG(Sided, ByDomain):
         return torch.stack([self._with(model, x, chosen) for chosen in passes]).mean(dim=0)
 
     def predict_in(self, model: nn.Module, x: Any, domain: Tensor) -> Tensor:
-        """Outputs for samples of domains (B,) of the training set, each with the channels of probability above 1/2."""
-        group = self.group(Batch(x, domain, domain))
-        return self._with(model, x, [(m > 0.5).to(m.dtype)[group] for m in self._probabilities()])
+        """Outputs for samples of domains (B,), in those of the training set with the channels of probability above 1/2.
+
+        Samples of other domains are predicted as `predict` does.
+        """
+        if self.side is None:
+            return self.predict(model, x)
+        known = self.domains.to(domain.device)
+        match = domain.unsqueeze(1) == known
+        hard = [(m > 0.5).to(m.dtype)[match.int().argmax(dim=1)] for m in self._probabilities()]
+        seen = match.any(dim=1)
+        if bool(seen.all()):
+            return self._with(model, x, hard)
+        other = self.predict(model, x)
+        if not bool(seen.any()):
+            return other
+        return torch.where(seen.view(-1, *[1] * (other.ndim - 1)), self._with(model, x, hard), other)
 
     def _probabilities(self) -> list[Tensor]:
-        if self.side is None:
-            raise ValueError("the masks are made at the first batch: train, or load a state, before predict_in")
+        assert self.side is not None
         self.side.to(next(self.split.model.parameters()).device)
         return [part() for part in self.side.modules.values()]
 
