@@ -24,6 +24,7 @@ from torch import Tensor
 
 from omnimix import Classification
 from omnimix.compare.spec import Spec, create
+from omnimix.core import registry
 from omnimix.data import load
 from omnimix.data.scale import Scaler
 from omnimix.networks import create as create_network
@@ -83,7 +84,9 @@ def measure(method: str, seed: int, x: Tensor, y: Tensor, parts: dict[str, Tenso
         SETTINGS["epochs"], SETTINGS["batch"], 0.1, optimizer="sgd", weight_decay=5e-4, schedule="cosine",
         select="last", accelerator="cpu",
     )  # fmt: skip
-    trained = create(Spec.parse(method))
+    spec, scale = Spec.parse(method), scaler.scale
+    takes_scale = "scale" in registry.info(spec.name).parameters
+    trained = create(spec, {"scale": tuple(scale.tolist())} if takes_scale else {})
     data = Data(Part(scaler(x[train]), y[train]), None, Part(scaler(x[test]), y[test]), task)
     done = fit(trained, model, data, budget, seed=seed)
     model.eval()
@@ -91,10 +94,10 @@ def measure(method: str, seed: int, x: Tensor, y: Tensor, parts: dict[str, Tenso
     def score(inputs: Tensor) -> dict[str, float]:
         return scores(task, *predict(model, trained, Part(inputs, y[test]), task))
 
-    clean, scale, pixels = score(data.test.x), scaler.scale.view(-1, 1, 1), x[test]
+    clean, pixels = score(data.test.x), x[test]
     black, white = (scaler(torch.full_like(pixels[:1], edge)) for edge in (0.0, 1.0))
     attacked = torch.cat([
-        fgsm(model, some, labels, task, SETTINGS["fgsm"] / scale, black, white)
+        fgsm(model, some, labels, task, SETTINGS["fgsm"] / scale.view(-1, 1, 1), black, white)
         for some, labels in zip(data.test.x.split(500), y[test].split(500), strict=True)
     ])  # fmt: skip
     harder = {

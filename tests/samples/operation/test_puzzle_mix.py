@@ -172,9 +172,19 @@ def test_the_scale_undoes_the_normalisation():
     x, maps = images(6)
     y, std = torch.arange(6), (0.2, 0.3, 0.5)
     options = {"beta": 20.0, "gamma": 2.0, "blocks": 8}
-    plain = puzzle_mix(x, y, maps, generator=draw(1), **options)
+    plain = puzzle_mix(x, y, maps, generator=draw(1), scale=1.0, **options)
     other = puzzle_mix(x / torch.tensor(std).view(1, 3, 1, 1), y, maps, generator=draw(1), scale=std, **options)
     assert torch.equal(plain.recipe.mask, other.recipe.mask)
+    assert not torch.equal(
+        plain.recipe.mask, puzzle_mix(5 * x, y, maps, generator=draw(1), scale=1.0, **options).recipe.mask
+    )
+    # left out, it is found: the batch spans [0, 1] in each channel, whatever it was divided by
+    x[0, :, 0, 0], x[1, :, 0, 0] = 0.0, 1.0
+    known = puzzle_mix(x, y, maps, generator=draw(1), scale=1.0, **options)
+    for shift, by in ((0.0, 1.0), (0.5, 0.25)):
+        found = puzzle_mix((x - shift) / by, y, maps, generator=draw(1), **options)
+        assert torch.equal(known.recipe.mask, found.recipe.mask)
+    assert bool(puzzle_mix(torch.ones_like(x), y, maps, generator=draw(1)).x.isfinite().all())
 
 
 def test_blocks_are_drawn_from_the_given_ones():
@@ -222,7 +232,16 @@ def test_the_clean_loss_joins_the_step():
 
 @pytest.mark.parametrize(
     "options",
-    [{"labels": 1}, {"blocks": 0}, {"blocks": ()}, {"beta": -1.0}, {"near": 0}, {"piece": 0}, {"eps": -0.1}],
+    [
+        {"labels": 1},
+        {"blocks": 0},
+        {"blocks": ()},
+        {"beta": -1.0},
+        {"near": 0},
+        {"piece": 0},
+        {"eps": -0.1},
+        {"scale": 0},
+    ],
 )
 def test_bad_arguments(options):
     x, maps = images(2)
@@ -247,7 +266,8 @@ class Mean(torch.nn.Module):
 @pytest.mark.parametrize("transport", [False, True])
 def test_adversarial_noise_is_fgsm_of_the_attacked_images(transport):
     x, maps = images(4, (8, 8))
-    x, y, model, task = 0.5 * x + 0.25, torch.tensor([0, 1, 0, 1]), Mean(), om.Classification(2)
+    x[0, :, 0, 0], x[0, :, 0, 1] = 1.5, -0.5  # pixels of [0, 1] divided by 0.5, or so they seem
+    y, model, task = torch.tensor([0, 1, 0, 1]), Mean(), om.Classification(2)
     partner = torch.tensor([1, 0, 3, 2])
     recipe = om.Recipe(torch.stack((torch.arange(4), partner), dim=1), torch.full((4, 2), 0.5))
     options = {
@@ -270,8 +290,11 @@ def test_adversarial_noise_is_fgsm_of_the_attacked_images(transport):
     own = done.mask.expand_as(noise) == 1
     guest = done.mask.expand_as(noise) == 0
     sign = torch.tensor([-1.0, 1, -1, 1]).view(4, 1, 1, 1).expand_as(noise)
-    assert (noise * sign)[own].min() > 0
-    assert (noise * sign[partner])[guest].min() > 0
+    for signed in ((noise * sign)[own], (noise * sign[partner])[guest]):
+        assert signed.min() >= 0
+        assert (signed > 0).float().mean() > 0.95  # the brightest gets no brighter
+    fitting, _ = Puzzle(maps, **{**options, "scale": None})(x, recipe, Context(draw(3), y, FakeSplit(model), task))
+    torch.testing.assert_close(fitting, mixed)
 
 
 class FakeSplit:

@@ -108,10 +108,11 @@ class Puzzle(Operation):
     the mask. beta, gamma, eta: weights of the smoothness of the mask, of the match of pixels at borders, and of the
     drawn share. near: side of the cubes of pixels that are averaged before borders are compared. scale: what inputs
     were divided by (the std of the normalisation), one number or one for each channel, so that borders are compared in
-    pixels of [0, 1]. transport: whether blocks move; eps: the price of it; piece: the side, in pixels, of what moves,
-    None for whole blocks. adversarial: in [0, 1], how likely the samples, and on their own the partners, are shown with
-    FGSM noise (the paper: .1 on CIFAR), for which it needs the network; radius: of that noise, in pixels of [0, 1]. x:
-    (R, C, *spatial) with 1 to 3 spatial axes; ValueError otherwise.
+    pixels of [0, 1]; None: each channel of the batch is taken to span [0, 1] in pixels. transport: whether blocks move;
+    eps: the price of it; piece: the side, in pixels, of what moves, None for whole blocks. adversarial: in [0, 1], how
+    likely the samples, and on their own the partners, are shown with FGSM noise (the paper: .1 on CIFAR), for which it
+    needs the network; radius: of that noise, in pixels of [0, 1]. x: (R, C, *spatial) with 1 to 3 spatial axes;
+    ValueError otherwise.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Puzzle(Operation):
         gamma: float = 0.5,
         eta: float = 0.2,
         near: int = 4,
-        scale: float | Sequence[float] = 1.0,
+        scale: float | Sequence[float] | None = None,
         transport: bool = True,
         eps: float = 0.8,
         piece: int | None = None,
@@ -140,7 +141,10 @@ class Puzzle(Operation):
         self.labels, self.near = at_least("labels", labels, 2), at_least("near", near, 1)
         self.beta, self.gamma = non_negative("beta", beta), non_negative("gamma", gamma)
         self.eta, self.eps = non_negative("eta", eta), non_negative("eps", eps)
-        self.scale, self.transport = torch.as_tensor(scale, dtype=torch.float32), transport
+        self.scale = None if scale is None else torch.as_tensor(scale, dtype=torch.float32)
+        if self.scale is not None and not bool((self.scale > 0).all()):
+            raise ValueError(f"scale must be > 0, what pixels of [0, 1] were divided by, or None; got {scale!r}")
+        self.transport = transport
         self.piece = piece if piece is None else at_least("piece", piece, 1)
 
     def __call__(self, x: Tree, recipe: Recipe, context: Context) -> tuple[Tensor, Recipe]:
@@ -176,7 +180,7 @@ class Puzzle(Operation):
         """
         network, task, y = context.trained("adversarial Puzzle Mix")
         source, axes = context.generator, [0, *range(2, x.ndim)]
-        radius = (self.radius / self.scale.to(x)).view(-1, *(1 for _ in x.shape[2:]))
+        radius = (self.radius / self.pixel(x)).to(x)
         start = radius * (2.0 * uniform(*x.shape, generator=source).to(x) - 1.0)
         black, white = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
         start = (x + start).clamp(black, white) - x
@@ -186,9 +190,17 @@ class Puzzle(Operation):
         noise = torch.minimum((start + 1.2 * radius * gradient.sign()).maximum(-radius), radius)
         return (x + noise * uniform(1, generator=source).to(x)).clamp(black, white) - x
 
+    def pixel(self, x: Tensor) -> Tensor:
+        """(1 or C, 1, ...) what pixels of [0, 1] were divided by to give x."""
+        if self.scale is not None:
+            return self.scale.to(x.device).view(-1, *(1 for _ in x.shape[2:]))
+        axes = [0, *range(2, x.ndim)]
+        span = (x.amax(axes) - x.amin(axes)).float().view(-1, *(1 for _ in x.shape[2:]))
+        return torch.where(span > 0, 1.0 / span, 1.0)
+
     def mask(self, x: Tensor, saliency: Tensor, partner: Tensor, lam: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, *grid) the best z, for block saliencies (R, *grid)."""
-        pixels = x.float() * self.scale.to(x.device).view(-1, *(1 for _ in grid))
+        pixels = x.float() * self.pixel(x)
         terms = energy_terms(
             saliency[: len(partner)],
             saliency[partner],
@@ -285,7 +297,7 @@ class PuzzleMix(Mix):
         gamma: float = 0.5,
         eta: float = 0.2,
         near: int = 4,
-        scale: float | Sequence[float] = 1.0,
+        scale: float | Sequence[float] | None = None,
         transport: bool = True,
         eps: float = 0.8,
         piece: int | None = None,
