@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..merge.lora import LowRank, adapter
 from .safetensors import CODES, Entry, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -21,13 +23,20 @@ INDEX = "model.safetensors.index.json"
 class Checkpoint:
     """Named tensors in files, with the configuration beside them. A `Source` for the merge operators.
 
-    path: a folder with model.safetensors, or with shards and their index; or one file. unpickle: also read files of
-    torch.save, through `weights_only`, which builds tensors and runs no code; otherwise they are refused. ValueError
-    for what is missing, truncated, or not as the index says.
+    path: a folder with model.safetensors, or with shards and their index; or one file. MODEL+ADAPTER, with a folder as
+    PEFT writes it, is the model with the low-rank changes added while it is read, in float32 at least. unpickle: also
+    read files of torch.save, through `weights_only`, which builds tensors and runs no code; otherwise they are refused.
+    ValueError for what is missing, truncated, or not as the index says, and for changes that do not fit.
     """
 
     def __init__(self, path: str | Path, *, unpickle: bool = False) -> None:
         self.label, self.path = str(path), Path(path)
+        self.adapter: Path | None = None
+        if not self.path.exists():
+            parts = self.label.split("+")
+            joined = (("+".join(parts[:i]), "+".join(parts[i:])) for i in range(1, len(parts)))
+            model, beside = next(((m, a) for m, a in joined if Path(m).exists()), (path, None))
+            self.path, self.adapter = Path(model), None if beside is None else Path(beside)
         if not self.path.exists():
             raise ValueError(f"{path}: there is no such file or folder (models are local folders or files)")
         self.folder = self.path if self.path.is_dir() else None
@@ -36,7 +45,10 @@ class Checkpoint:
         self._loaded: dict[str, Tensor] = {}
         self._opened: dict[Path, int] = {}
         self.files = self._find(unpickle)
-        """Files of weights."""
+        """Files of weights; for an adapter with its settings."""
+        self.changes: dict[str, LowRank] = {}
+        if self.adapter is not None:
+            self.changes = self._changes(self.adapter, unpickle)
 
     def _find(self, unpickle: bool) -> list[Path]:
         if self.folder is None:
@@ -50,7 +62,7 @@ class Checkpoint:
             files = [self.folder / "model.safetensors"] if len(files) > 1 else files
             files = files or self._pickles(self.folder)
         if self.folder is not None and (self.folder / "adapter_config.json").exists():
-            raise ValueError(f"{self.path}: is an adapter, not a whole model; merge it into its base first")
+            raise ValueError(f"{self.path}: is an adapter, not a whole model; write MODEL+ADAPTER")
         if not files:
             raise ValueError(f"{self.path}: holds no weights (model.safetensors, or shards with {INDEX})")
         for file in files:
@@ -64,6 +76,31 @@ class Checkpoint:
             else:
                 raise ValueError(f"{file}: is no file of weights; known endings are .safetensors, {', '.join(PICKLES)}")
         return files
+
+    def _changes(self, folder: Path, unpickle: bool) -> dict[str, LowRank]:
+        settings = folder / "adapter_config.json"
+        if not settings.is_file():
+            raise ValueError(f"{folder}: is no adapter, it has no adapter_config.json (MODEL+ADAPTER takes a folder)")
+        names = ("adapter_model.safetensors", "adapter_model.bin")
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
+        if file is None:
+            raise ValueError(f"{folder}: holds no {names[0]}")
+        with Checkpoint(file, unpickle=unpickle) as held:
+            sizes = {name: held.shape(name) for name in held.names()}
+            tensors = {name: held.block(name, 0, math.prod(size)).reshape(size) for name, size in sizes.items()}
+        try:
+            changes = adapter(tensors, read_json(settings, {}))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        known = set(self.names())
+        for name, change in changes.items():
+            if name not in known:
+                raise ValueError(f"{file}: changes {name!r}, which {self.path} does not have")
+            size = (len(change.up), change.down.shape[1])
+            if self.shape(name) != size or not self.dtype(name).is_floating_point:
+                raise ValueError(f"{file}: the change of {name!r} is {size}, the weight {self.shape(name)}")
+        self.files = [*self.files, file, settings]
+        return changes
 
     def _pickles(self, folder: Path) -> list[Path]:
         held = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
@@ -106,6 +143,16 @@ class Checkpoint:
         return self.entries[name].shape if name in self.entries else tuple(self._loaded[name].shape)
 
     def block(self, name: str, start: int, stop: int) -> Tensor:
+        block = self._block(name, start, stop)
+        change = self.changes.get(name)
+        if change is None:
+            return block
+        width = change.down.shape[1]
+        first = start // width
+        rows = change.up[first : -(-stop // width)] @ change.down
+        return block + rows.reshape(-1)[start - first * width : stop - first * width]
+
+    def _block(self, name: str, start: int, stop: int) -> Tensor:
         if name not in self.entries:
             return self._loaded[name].reshape(-1)[start:stop]
         entry = self.entries[name]

@@ -37,10 +37,12 @@ Adapter = Mapping[str, LowRank]
 def adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, LowRank]:
     """The changes in an adapter as PEFT writes it, by names of the base model, in float32 at least.
 
-    tensors: of adapter_model.safetensors. config: adapter_config.json, with r, lora_alpha, use_rslora and, for some
-    layers, rank_pattern and alpha_pattern. ValueError for what is not plain LoRA on linear layers: DoRA, embeddings,
-    convolutions, whole modules that were trained too.
+    tensors: of adapter_model.safetensors. config: adapter_config.json, with r, lora_alpha, use_rslora, fan_in_fan_out
+    (weights are (in, out), as in GPT-2) and, for some layers, rank_pattern and alpha_pattern. ValueError for what is
+    not plain LoRA on linear layers: DoRA, embeddings, convolutions, whole modules that were trained too.
     """
+    if (kind := config.get("peft_type", "LORA")) != "LORA":
+        raise ValueError(f"peft_type {kind!r} is no LoRA; merge this adapter into its base first")
     if config.get("use_dora"):
         raise ValueError("an adapter with use_dora also scales the columns; merge it into its base first")
     found: dict[str, LowRank] = {}
@@ -61,7 +63,8 @@ def adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
         alpha = _own(config.get("alpha_pattern"), short, config.get("lora_alpha", rank))
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         wide = torch.promote_types(value.dtype, torch.float32)
-        found[f"{short}.weight"] = LowRank(other.to(wide) * scale, value.to(wide))
+        up, down = other.to(wide) * scale, value.to(wide)
+        found[f"{short}.weight"] = LowRank(down.T, up.T) if config.get("fan_in_fan_out") else LowRank(up, down)
     return found
 
 
