@@ -83,6 +83,16 @@ def test_kept_gradients_scale_with_the_loss_and_skip_frozen_parameters():
     assert model.conv[0].weight.grad is None
 
 
+@pytest.mark.parametrize("keep", [0.0, 1.0])
+def test_only_a_clean_pass_of_training_moves_the_running_statistics(keep):
+    model = Net()
+    before = model.conv[1].running_mean.clone()
+    InputGradient(keep)(X, Context(draw(), Y, om.Split(model), om.Classification(3)))
+    expected = before + (0.1 * (model.conv[0](X).mean(dim=(0, 2, 3)) - before) if keep else 0)
+    torch.testing.assert_close(model.conv[1].running_mean, expected)
+    assert model.conv[1].training
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="keep must be a number >= 0, got -1"):
         InputGradient(keep=-1)

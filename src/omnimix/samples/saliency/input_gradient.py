@@ -3,7 +3,7 @@
     s_i = sqrt(mean over channels of (d loss(f(x_i), y_i) / d x_i)^2)
 
 Source: Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2013, arXiv 1312.6034; as used by Kim, Choo,
-Song, "Puzzle Mix", ICML 2020, arXiv 2009.06962. Cost: a forward and a backward pass. The network is left as it was.
+Song, "Puzzle Mix", ICML 2020, arXiv 2009.06962. Cost: a forward and a backward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...core.checks import non_negative
 from ...core.operation import Context, Saliency
-from ...core.split import evaluating, norm_policy
+from ...core.split import evaluating
 from ...core.task import Task, infer_task
 
 
@@ -51,9 +51,9 @@ class _Kept(torch.autograd.Function):
 class InputGradient(Saliency):
     """See `input_gradient`. It needs the network in training.
 
-    keep > 0: the pass is one of training (dropout; batch normalisation by the batch, running statistics left alone) on
-    `keep` times the mean loss of the unmixed batch. That loss joins the loss of the step, and its parameter gradient is
-    that of the same backward pass, as in Puzzle Mix and Co-Mixup.
+    keep > 0: the pass is one of training (dropout; batch normalisation by the batch, whose running statistics move with
+    the clean batch too, as in the released Puzzle Mix and Co-Mixup) on `keep` times the mean loss of the unmixed batch.
+    That loss joins the loss of the step, and its parameter gradient is that of the same backward pass.
     """
 
     needs = ("network",)
@@ -66,7 +66,7 @@ class InputGradient(Saliency):
         if not self.keep:
             return input_gradient(network.model, x, y, task)
         used = [p for p in network.model.parameters() if p.requires_grad]
-        with norm_policy(network.model, "separate"), torch.enable_grad():
+        with torch.enable_grad():
             x = x.detach().requires_grad_()
             loss = self.keep * task.mean_loss(network.model(x), y)
             grad, *grads = torch.autograd.grad(loss, [x, *used], allow_unused=True)
