@@ -1,4 +1,4 @@
-"""Documents read from files as a stream: JSON lines (also .gz), Parquet, and Arrow (IPC file or stream).
+"""Documents read from files as a stream: JSON lines (also .gz, .zst), Parquet, and Arrow (IPC file or stream).
 
 A file is read a few hundred documents at a time, whatever its size; nothing is held beyond that.
 """
@@ -6,8 +6,10 @@ A file is read a few hundred documents at a time, whatever its size; nothing is 
 from __future__ import annotations
 
 import gzip
+import io
 import json
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 
 READ = 256
 """Documents that are read at a time."""
-JSON_LINES = (".jsonl", ".jsonl.gz", ".json.gz", ".ndjson")
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
 
@@ -76,7 +78,7 @@ def read_documents(files: Sequence[Path], columns: Columns) -> Iterator[Document
     ValueError, with file and row, for a document without domain or content.
     """
     for file in files:
-        read = _json_lines if file.name.endswith(JSON_LINES) else _parquet if file.name.endswith(PARQUET) else _arrow
+        read = _json_lines if file.name.endswith(JSON_LINES) else _record_documents
         row = 0
         for domains, contents in read(file, columns):
             for domain, content in zip(domains, contents, strict=True):
@@ -98,60 +100,117 @@ def read_documents(files: Sequence[Path], columns: Columns) -> Iterator[Document
             yield Documents([str(domain) for domain in domains], list(contents))
 
 
+def objects(file: Path, skip: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its line (from 1), without the first `skip`.
+
+    Blank lines are passed over. ValueError, with file and line, for what is no object.
+    """
+    number = 0
+    try:
+        with _text(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                if skip:
+                    skip -= 1
+                    continue
+                try:
+                    found = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {number}: not a JSON object ({error})") from None
+                if not isinstance(found, dict):
+                    raise ValueError(f"{file}, line {number}: not a JSON object, but {line.strip()[:40]}")
+                yield number, found
+    except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read beyond line {number} ({error})") from None
+
+
+def _text(file: Path) -> Any:
+    """A file of lines, opened, whatever it is packed with."""
+    if file.name.endswith(".zst"):
+        import pyarrow as pa
+
+        return io.TextIOWrapper(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), encoding="utf-8")
+    return (gzip.open if file.name.endswith(".gz") else open)(file, "rt", encoding="utf-8")
+
+
+def record_batches(file: Path, columns: Sequence[str] | None = None, size: int = READ, skip: int = 0) -> Iterator[Any]:
+    """The rows of a Parquet or Arrow file as record batches of `size` or less, without the first `skip` rows.
+
+    ValueError, with the file, where a column is missing or the file is another.
+    """
+    import pyarrow as pa
+
+    read, kind = (
+        (_parquet, "a Parquet file") if file.name.endswith(PARQUET) else (_arrow, "an Arrow file or stream")
+    )  # fmt: skip
+    try:
+        for batch in read(file, columns, size, skip):
+            for start in range(0, batch.num_rows, size):
+                yield batch.slice(start, size)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: not {kind} ({error})") from None
+
+
+def ipc_file(file: Path) -> bool:
+    """Whether an Arrow file is of the IPC file format; the other is the stream."""
+    with open(file, "rb") as opened:
+        return opened.read(6) == b"ARROW1"
+
+
 def _json_lines(file: Path, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]]:
-    opened: Any = gzip.open if file.name.endswith(".gz") else open
     domains: list[Any] = []
     contents: list[Any] = []
-    with opened(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                document = json.loads(line)
-                domains.append(document[columns.domain])
-                contents.append(document[columns.content])
-            except KeyError as error:
-                raise ValueError(f"{file}, line {number}: no column {error}; it has {', '.join(document)}") from None
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}: not a JSON object ({error})") from None
-            if len(domains) == READ:
-                yield domains, contents
-                domains, contents = [], []
+    for number, document in objects(file):
+        try:
+            domains.append(document[columns.domain])
+            contents.append(document[columns.content])
+        except KeyError as error:
+            raise ValueError(f"{file}, line {number}: no column {error}; it has {', '.join(document)}") from None
+        if len(domains) == READ:
+            yield domains, contents
+            domains, contents = [], []
     if domains:
         yield domains, contents
 
 
-def _parquet(file: Path, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]]:
-    from pyarrow import ArrowInvalid
+def _record_documents(file: Path, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]]:
+    for batch in record_batches(file, [columns.domain, columns.content]):
+        yield batch.column(columns.domain).to_pylist(), _values(batch.column(columns.content), columns)
+
+
+def _parquet(file: Path, columns: Sequence[str] | None, size: int, skip: int) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
-    try:
-        with ParquetFile(file) as opened:
-            _check_columns(file, opened.schema_arrow.names, columns)
-            for batch in opened.iter_batches(READ, columns=[columns.domain, columns.content]):
-                yield batch.column(columns.domain).to_pylist(), _values(batch.column(columns.content), columns)
-    except ArrowInvalid as error:
-        raise ValueError(f"{file}: not a Parquet file ({error})") from None
+    with ParquetFile(file, pre_buffer=False) as opened:
+        _check_columns(file, opened.schema_arrow.names, columns)
+        group, groups = 0, opened.num_row_groups
+        while group < groups and (rows := opened.metadata.row_group(group).num_rows) <= skip:
+            group, skip = group + 1, skip - rows
+        wanted = None if columns is None else list(columns)
+        yield from _after(skip, opened.iter_batches(size, row_groups=range(group, groups), columns=wanted))
 
 
-def _arrow(file: Path, columns: Columns) -> Iterator[tuple[list[Any], list[Any]]]:
+def _arrow(file: Path, columns: Sequence[str] | None, size: int, skip: int) -> Iterator[Any]:
     import pyarrow as pa
 
-    with pa.memory_map(str(file)) as mapped:
-        try:
-            opened = pa.ipc.open_file(mapped)
+    with pa.OSFile(str(file)) as source:
+        opened: Any
+        if ipc_file(file):
+            opened = pa.ipc.open_file(source)
             batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            try:
-                opened = batches = pa.ipc.open_stream(mapped)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{file}: not an Arrow file or stream ({error})") from None
+        else:
+            opened = batches = pa.ipc.open_stream(source)
         _check_columns(file, opened.schema.names, columns)
-        for batch in batches:
-            for start in range(0, batch.num_rows, READ):
-                piece = batch.slice(start, READ)
-                yield piece.column(columns.domain).to_pylist(), _values(piece.column(columns.content), columns)
+        for batch in _after(skip, batches):
+            yield batch if columns is None else batch.select(list(columns))
+
+
+def _after(skip: int, batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if skip < batch.num_rows:
+            yield batch.slice(skip)
+        skip = max(0, skip - batch.num_rows)
 
 
 def _values(column: Any, columns: Columns) -> list[Any]:
@@ -160,7 +219,7 @@ def _values(column: Any, columns: Columns) -> list[Any]:
     return [None if value is None else np.asarray(value.values) for value in column]
 
 
-def _check_columns(file: Path, names: Sequence[str], columns: Columns) -> None:
-    for name in (columns.domain, columns.content):
+def _check_columns(file: Path, names: Sequence[str], columns: Sequence[str] | None) -> None:
+    for name in columns or ():
         if name not in names:
             raise ValueError(f"{file}: no column {name!r}; it has {', '.join(names)}")
