@@ -100,15 +100,18 @@ def read_documents(files: Sequence[Path], columns: Columns) -> Iterator[Document
             yield Documents([str(domain) for domain in domains], list(contents))
 
 
-def objects(file: Path, skip: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(file: Path, skip: int = 0, position: list[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each with its line (from 1), without the first `skip`.
 
-    Blank lines are passed over. ValueError, with file and line, for what is no object.
+    Blank lines are passed over. position: a list whose first number is kept at the bytes read so far, packed as they
+    are. ValueError, with file and line, for what is no object.
     """
     number = 0
     try:
-        with _text(file) as lines:
+        with open(file, "rb") as raw, _text(file, raw) as lines:
             for number, line in enumerate(lines, 1):
+                if position is not None:
+                    position[0] = raw.tell()
                 if not line.strip():
                     continue
                 if skip:
@@ -125,13 +128,16 @@ def objects(file: Path, skip: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{file}: cannot be read beyond line {number} ({error})") from None
 
 
-def _text(file: Path) -> Any:
-    """A file of lines, opened, whatever it is packed with."""
+def _text(file: Path, raw: Any) -> io.TextIOWrapper:
+    """The lines of an opened file, whatever it is packed with."""
+    unpacked: Any = raw
     if file.name.endswith(".zst"):
         import pyarrow as pa
 
-        return io.TextIOWrapper(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), encoding="utf-8")
-    return (gzip.open if file.name.endswith(".gz") else open)(file, "rt", encoding="utf-8")
+        unpacked = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+    elif file.name.endswith(".gz"):
+        unpacked = gzip.GzipFile(fileobj=raw)
+    return io.TextIOWrapper(unpacked, encoding="utf-8")
 
 
 def record_batches(file: Path, columns: Sequence[str] | None = None, size: int = READ, skip: int = 0) -> Iterator[Any]:
@@ -150,6 +156,32 @@ def record_batches(file: Path, columns: Sequence[str] | None = None, size: int =
                 yield batch.slice(start, size)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file}: not {kind} ({error})") from None
+
+
+def schema_of(file: Path) -> Any:
+    """The Arrow schema of a Parquet or Arrow file."""
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema
+
+    if file.name.endswith(PARQUET):
+        return read_schema(file)
+    with pa.OSFile(str(file)) as source:
+        return (pa.ipc.open_file if ipc_file(file) else pa.ipc.open_stream)(source).schema
+
+
+def count_rows(file: Path) -> int:
+    """The rows of a Parquet or Arrow file."""
+    if file.name.endswith(PARQUET):
+        from pyarrow.parquet import read_metadata
+
+        return int(read_metadata(file).num_rows)
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        if not ipc_file(file):
+            return sum(batch.num_rows for batch in pa.ipc.open_stream(source))
+        opened = pa.ipc.open_file(source)
+        return sum(opened.get_batch(i).num_rows for i in range(opened.num_record_batches))
 
 
 def ipc_file(file: Path) -> bool:

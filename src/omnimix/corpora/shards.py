@@ -1,0 +1,186 @@
+"""The files of a corpus that are read and written as shards: rows in, the same rows with new columns out, in chunks.
+
+JSON lines (also .gz, .zst), Parquet, and Arrow. The bytes of a chunk depend on its rows alone, those of a shard on its
+chunks.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .proxy.documents import JSON_LINES, PARQUET, count_rows, ipc_file, objects, record_batches, schema_of
+
+BLOCK = 2**20
+
+
+def kind_of(file: Path) -> Lines | Records:
+    """How the rows of a file are read and written."""
+    return Lines(file) if file.name.endswith(JSON_LINES) else Records(file)
+
+
+class Lines:
+    """JSON lines, plain or packed: a chunk is a whole member of the packed file, and members lie end to end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def batches(self, size: int, skip: int) -> Iterator[tuple[list[str], list[dict[str, Any]], float]]:
+        """Where the rows stand, the rows, and the share of the file that is read; `size` rows, but for the last."""
+        position, whole = [0], max(1, self.file.stat().st_size)
+        rows: list[dict[str, Any]] = []
+        places: list[str] = []
+        for number, row in objects(self.file, skip, position):
+            rows.append(row)
+            places.append(f"line {number}")
+            if len(rows) == size:
+                yield places, rows, position[0] / whole
+                rows, places = [], []
+        if rows:
+            yield places, rows, 1.0
+
+    def documents(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return rows
+
+    def piece(
+        self, rows: list[dict[str, Any]], columns: Mapping[str, list[Any]], keep: Sequence[str] | None,
+        places: Sequence[str],
+    ) -> bytes:  # fmt: skip
+        new = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        lines = [self._line(*one, keep) for one in zip(rows, new, places, strict=True)]
+        return "".join(line + "\n" for line in lines).encode()
+
+    def _line(self, row: dict[str, Any], new: dict[str, Any], place: str, keep: Sequence[str] | None) -> str:
+        try:
+            return json.dumps((row if keep is None else {name: row[name] for name in keep}) | new, allow_nan=False)
+        except KeyError as error:
+            raise ValueError(f"{self.file}, {place}: no column {error}; it has {', '.join(row)}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.file}, {place}: JSON cannot hold it ({error})") from None
+
+    def size(self, piece: bytes) -> int:
+        return len(piece)
+
+    def encode(self, pieces: Sequence[bytes]) -> bytes:
+        body = b"".join(pieces)
+        if self.file.name.endswith(".gz"):
+            return gzip.compress(body, 6, mtime=0)
+        if self.file.name.endswith(".zst"):
+            import pyarrow as pa
+
+            return bytes(pa.compress(body, codec="zstd", asbytes=True))
+        return body
+
+    def join(self, parts: Sequence[Path], whole: Path) -> None:
+        with open(whole, "wb") as out:
+            for part in parts:
+                with open(part, "rb") as piece:
+                    shutil.copyfileobj(piece, out)
+
+
+class Records:
+    """Parquet and Arrow: a chunk is a table, which becomes a row group or record batches of the shard.
+
+    A new column has one type in a shard: the one that holds the values of all chunks.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.parquet = file.name.endswith(PARQUET)
+
+    def batches(self, size: int, skip: int) -> Iterator[tuple[list[str], Any, float]]:
+        import pyarrow as pa
+
+        waiting: list[Any] = []
+        whole, held, row = count_rows(self.file), 0, skip
+        for found in record_batches(self.file, size=size, skip=skip):
+            batch = found
+            while held + batch.num_rows >= size:
+                full = pa.Table.from_batches([*waiting, batch.slice(0, size - held)])
+                yield self._places(row, size), full, (row + size) / max(1, whole)
+                batch, row, waiting, held = batch.slice(size - held), row + size, [], 0
+            if batch.num_rows:
+                waiting.append(batch)
+                held += batch.num_rows
+        if waiting:
+            yield self._places(row, held), pa.Table.from_batches(waiting), 1.0
+
+    def _places(self, row: int, size: int) -> list[str]:
+        return [f"row {number}" for number in range(row + 1, row + size + 1)]
+
+    def documents(self, rows: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = rows.to_pylist()
+        return found
+
+    def piece(
+        self, rows: Any, columns: Mapping[str, list[Any]], keep: Sequence[str] | None, places: Sequence[str]
+    ) -> Any:
+        import pyarrow as pa
+
+        try:
+            table = rows if keep is None else rows.select(list(keep))
+        except KeyError as error:
+            raise ValueError(f"{self.file}: no column {error}; it has {', '.join(rows.column_names)}") from None
+        try:
+            for name, values in columns.items():
+                table = table.append_column(name, pa.array(values))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            span = f"{places[0]} to {places[-1]}"
+            raise ValueError(f"{self.file}, {span}: the values of {name!r} have no common type ({error})") from None
+        return table
+
+    def size(self, piece: Any) -> int:
+        return int(piece.nbytes)
+
+    def encode(self, pieces: Sequence[Any]) -> bytes:
+        import pyarrow as pa
+
+        tables = pieces or [schema_of(self.file).empty_table()]
+        whole = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, whole.schema) as out:
+            out.write_table(whole)
+        return bytes(sink.getvalue())
+
+    def join(self, parts: Sequence[Path], whole: Path) -> None:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
+
+        def opened(part: Path) -> Any:
+            return pa.ipc.open_stream(pa.memory_map(str(part)))
+
+        schema = pa.unify_schemas([opened(part).schema for part in parts], promote_options="permissive")
+        write = ParquetWriter if self.parquet else pa.ipc.new_file if ipc_file(self.file) else pa.ipc.new_stream
+        with pa.OSFile(str(whole), "wb") as file, write(file, schema) as out:
+            for part in parts:
+                table = pa.concat_tables([schema.empty_table(), opened(part).read_all()], promote_options="permissive")
+                out.write_table(table)
+
+
+def put(path: Path, body: bytes) -> None:
+    """Write a file so that a kill leaves all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    beside.write_bytes(body)
+    rename(beside, path)
+
+
+def rename(beside: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(beside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def sha256(file: Path) -> str:
+    total = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
