@@ -143,7 +143,21 @@ def test_two_images_have_shares_of_their_own():
     assert method.cost == 3
 
 
-@pytest.mark.parametrize(("option", "value"), [("k", 1), ("beta", 1.5), ("plain", -0.1), ("every", 0), ("alpha", 0.0)])
+def test_of_several_numbers_of_images_each_batch_draws_one():
+    model = Net()
+    method, optimizer = ready("adautomix", model, k=(2, 3)), torch.optim.SGD(model.parameters(), 0.01)
+    seen = [[recipe.share.shape[1] for recipe in method.draw(om.Batch(*data()))] for _ in range(20)]
+    assert {tuple(pair) for pair in seen} == {(2, 2), (3, 3)}
+    for step in range(4):
+        assert torch.isfinite(method.step(model, om.Batch(*data(step)), optimizer))
+        method.after_step()
+    assert method.cost == 3.5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("k", 1), ("k", ()), ("k", (2, 1)), ("beta", 1.5), ("plain", -0.1), ("every", 0), ("alpha", 0.0)],
+)
 def test_refusals(option, value):
     with pytest.raises(ValueError, match=option):
         AdAutoMix(**{option: value})

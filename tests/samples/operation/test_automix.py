@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,13 +93,54 @@ def test_the_loss_is_that_of_the_card():
 
 def test_the_mean_of_the_masks_is_drawn_to_the_share():
     model, batch = Net(), om.Batch(*data())
-    method = ready("automix", model, mask_weight=5.0, lr=0.002)
+    method = ready("automix", model, mask_weight=5.0, lr=0.008)
     method.ratio = Constant(0.8)
-    for _ in range(60):
+    for _ in range(30):
         method.loss(model, batch).backward()
         method.after_step()
-    masks = method.masks(method._look(batch.x)[0], method.draw(batch)[0], batch.x)
+    masks = method.masks(method._look(batch.x)[0], method.draw(batch)[0], batch.x).detach()
     assert abs(float(masks[:, 0].mean()) - 0.8) < 0.12
+
+
+@pytest.mark.parametrize("name", ["automix", "samix"])
+def test_the_weight_of_the_masks_regulariser_falls_along_a_cosine(name):
+    u, y, recipe = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), pair(2, 0.8)
+    flat, half = (torch.stack((torch.full((2, 4, 4), 1 - m), torch.full((2, 4, 4), m)), dim=1) for m in (0.2, 0.5))
+    for end, shares in ((0.0, (1.0, 0.5, 0.0)), (0.5, (1.0, 0.75, 0.5)), (1.0, (1.0, 1.0, 1.0))):
+        method = ready(name, Net(), mask_weight=2.0, mask_end=end)  # of 20 steps
+        for step, share in zip((0, 10, 20), shares, strict=True):
+            method.steps_done = step
+            found = float(method.judge(u, y, recipe, half, u) - method.judge(u, y, recipe, flat, u))
+            assert found == pytest.approx(2 * 0.2 * share, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["automix", "samix"])
+def test_deranged_partners(name):
+    batch = om.Batch(*data())
+    own = torch.arange(7)
+    met = {flag: ready(name, Net(), derange=flag) for flag in (False, True)}
+    found = {
+        flag: [method.draw(batch)[i].partner[:, 1] for _ in range(15) for i in (0, 1)] for flag, method in met.items()
+    }
+    assert not any(bool((partner == own).any()) for partner in found[True])
+    assert any(bool((partner == own).any()) for partner in found[False])
+
+
+@pytest.mark.parametrize("name", ["automix", "samix", "adautomix"])
+def test_how_long_the_momentum_is_held(name):
+    found = {}
+    for hold in (0.1, 0.5):
+        model = Net()
+        method = ready(name, model, hold=hold, momentum=1.0)
+        method.loss(model, data())
+        method.steps_done = 8  # of 20
+        before = [p.clone() for p in method.teacher.parameters()]
+        for p in model.parameters():
+            p.data.add_(1.0)
+        method.update_teacher()
+        found[hold] = float(next(method.teacher.parameters()).sub(before[0]).mean())
+    assert found[0.5] == pytest.approx(0.001, rel=1e-3)
+    assert found[0.1] == pytest.approx(0.001 * (1 + math.cos(0.4 * math.pi)) / 2, rel=1e-3)
 
 
 def test_multi_label_targets():

@@ -236,7 +236,9 @@ def test_large_maps_are_averaged():
 
 
 @pytest.mark.parametrize("name", LEARNED)
-@pytest.mark.parametrize(("option", "value"), [("margin", 1.5), ("momentum", 0.9), ("lr", 0.0), ("lr_end", -1.0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("margin", 1.5), ("momentum", 0.9), ("lr", 0.0), ("lr_end", -1.0), ("hold", 2.0)]
+)
 def test_refusals(name, option, value):
     with pytest.raises(ValueError, match=option):
         om.create(name, **{option: value})

@@ -76,6 +76,41 @@ def test_the_mask_by_hand():
     torch.testing.assert_close(block(z, recipe)[:, 1], (scores @ value)[:, :, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_dropped_values():
+    z, recipe = (
+        torch.randn(64, 4, 9, generator=draw()),
+        Recipe(torch.arange(128).view(64, 2) % 64, torch.full((64, 2), 0.5)),
+    )
+    block, plain = ContentBlock(4, draw(1), 0.25, dropout=0.25), ContentBlock(4, draw(1), 0.25)
+    for p, q in zip(block.parameters(), plain.parameters(), strict=True):
+        q.data.copy_(p)
+    for part in (block, plain):  # all cells look at all alike, and have the value 1
+        part.query.weight.data.zero_()
+        part.hidden.weight.data.zero_()
+        part.norm.bias.data.fill_(1.0)
+        part.value.weight.data.fill_(1 / part.norm.num_features)
+    torch.testing.assert_close(plain(z, recipe)[:, 1], torch.ones(64, 9))
+    kept = block(z, recipe)[:, 1, 0] * 9 * 0.75
+    torch.testing.assert_close(kept, kept.round(), atol=1e-4, rtol=0)
+    assert float(kept.mean()) == pytest.approx(9 * 0.75, rel=0.1)
+    assert float(kept.std()) == pytest.approx((9 * 0.75 * 0.25) ** 0.5, rel=0.3)
+    torch.testing.assert_close(block.eval()(z, recipe), plain.eval()(z, recipe))
+
+
+def test_training_with_dropout_depends_on_its_generator_alone():
+    losses = []
+    for seed in (1, 1, 2):
+        model = Net()
+        method = ready("samix", model, dropout=0.5, seed=1)
+        method.loss(model, data())
+        method._block.value.weight.data.fill_(1.0)
+        method.generator.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(len(losses))
+            losses.append(float(method.loss(model, data())))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_mixer_trained_before_stays_as_it_is(tmp_path):
     model, path = Net(), tmp_path / "mixer.safetensors"
     first = ready("samix", model)
@@ -118,7 +153,7 @@ def test_mixers_that_do_not_fit(tmp_path):
         ready("samix", model, pretrained=str(path))
 
 
-@pytest.mark.parametrize("option", ["eta", "mask_weight", "curve"])
+@pytest.mark.parametrize("option", ["eta", "mask_weight", "curve", "mask_end", "dropout"])
 def test_refusals(option):
     with pytest.raises(ValueError, match=option):
         SAMix(**{option: -0.5})

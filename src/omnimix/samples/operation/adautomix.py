@@ -12,6 +12,8 @@ reference=True does. The labels follow lam, whatever the masks' mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.checks import at_least, in_unit, positive
 from ...core.operation import interpolate
-from ...core.random import dirichlet
+from ...core.pairing import RandomPairing
+from ...core.random import dirichlet, integers
 from ...core.ratio import Ratio, complete
 from ...core.recipe import Recipe
 from ...core.registry import register
@@ -75,15 +78,16 @@ def similarity(mixed: Tensor, sources: Tensor, share: Tensor) -> Tensor:
 class AdAutoMix(LearnedMix):
     """Learn masks of several images that are hard for the moving average of the network yet true to their sources.
 
-    k >= 2: images in a mix (ImageNet: 2). alpha: Beta(alpha, alpha). beta in [0, 1]: weight of being hard against being
-    true (Tiny-ImageNet .4, ImageNet .1). plain in [0, 1]: r. every: one step in so many, the first included, is
-    adversarial. ratio_channel: see `AdaptiveBlock` (the paper: for large images). reference: see above. margin,
-    momentum, tap, lr, lr_end: see `LearnedMix`. ValueError for arguments out of range.
+    k >= 2: images in a mix (ImageNet: 2), or several numbers, one of which is drawn for each batch (CUB: 2, 3). alpha:
+    Beta(alpha, alpha). beta in [0, 1]: weight of being hard against being true (Tiny-ImageNet .4, ImageNet .1). plain
+    in [0, 1]: r. every: one step in so many, the first included, is adversarial. ratio_channel: see `AdaptiveBlock`
+    (the paper: for large images). reference: see above. margin, momentum, hold, tap, lr, lr_end: see `LearnedMix`.
+    ValueError for arguments out of range.
     """
 
     def __init__(
         self,
-        k: int = 3,
+        k: int | Sequence[int] = 3,
         alpha: float = 1.0,
         beta: float = 0.3,
         tap: str | None = None,
@@ -94,18 +98,26 @@ class AdAutoMix(LearnedMix):
         reference: bool = False,
         margin: float = 0.03,
         momentum: float = 0.999999,
+        hold: float = 0.1,
         lr: float = 0.1,
         lr_end: float = 0.5,
     ) -> None:
-        super().__init__(k, Normalised(alpha), margin, momentum, tap, lr, lr_end)
+        self.counts = [at_least("k", n, 2) for n in ([k] if isinstance(k, int) else k)]
+        if not self.counts:
+            raise ValueError("k must be a number of images or several of them, got none")
+        pairing = RandomPairing(max(self.counts))
+        super().__init__(pairing, Normalised(alpha), margin, momentum, hold, tap, lr, lr_end)
         self.beta, self.plain, self.every = in_unit("beta", beta), in_unit("plain", plain), at_least("every", every, 1)
         self.ratio_channel, self.reference = ratio_channel, reference
-        self.cost = 3.0 if k == 2 else 4.0
+        self.cost = sum(3.0 if n == 2 else 4.0 for n in self.counts) / len(self.counts)
 
     def make_block(self, channels: int) -> nn.Module:
         return AdaptiveBlock(channels, self.generator, self.ratio_channel)
 
     def draw(self, batch: Batch) -> tuple[Recipe, Recipe]:
+        if len(self.counts) > 1:
+            one = int(integers(len(self.counts), 1, generator=self.generator))
+            self.pairing = RandomPairing(self.counts[one])
         judged, shown = super().draw(batch)
         return judged, shown if self.pairing.k == 2 else Recipe(shown.partner, judged.share)
 
@@ -122,7 +134,7 @@ class AdAutoMix(LearnedMix):
         return -self.beta * loss + (1.0 if self.reference else -1.0) * (1.0 - self.beta) * same
 
     def student_loss(self, model: nn.Module, batch: Batch, own: Tensor, mixed: Tensor, recipe: Recipe) -> Tensor:
-        if self.pairing.k > 2:
+        if recipe.partner.shape[1] > 2:
             plainly = self._mixed_loss(model, batch, interpolate(batch.x, recipe), recipe)
             own = (1.0 - self.plain) * own + self.plain * plainly
         return super().student_loss(model, batch, own, mixed, recipe)

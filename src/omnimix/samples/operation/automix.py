@@ -13,13 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...core.checks import non_negative
+from ...core.checks import in_unit, non_negative
+from ...core.pairing import RandomPairing
 from ...core.ratio import Beta
 from ...core.recipe import Recipe
 from ...core.registry import register
 from ...core.search import Log
 from ...core.side import linear
+from ..pairing.derangement import Derangement
 from .learned import LearnedMix, attend, cells
+from .side import cosine
 
 TOLERANCE = 0.1
 """How far the mean of the masks may be from lam at no cost."""
@@ -60,8 +63,10 @@ def area_loss(masks: Tensor, share: Tensor) -> Tensor:
 class AutoMix(LearnedMix):
     """Learn masks along with the network, which a moving average of it judges.
 
-    alpha: Beta(alpha, alpha). mask_weight: w. ratio_channel: see `MixBlock` (the paper: for large images). margin,
-    momentum, tap, lr, lr_end: see `LearnedMix` (the paper's for CIFAR; ImageNet: momentum .99999, lr_end .01).
+    alpha: Beta(alpha, alpha). mask_weight: w; mask_end in [0, 1]: the part of it that is left at the end of a cosine
+    (the paper: 0 but on CIFAR). ratio_channel: see `MixBlock` (the paper: for large images). derange: whether nobody is
+    mixed with itself (the paper: on fine-grained data). margin, momentum, hold, tap, lr, lr_end: see `LearnedMix` (the
+    paper's for CIFAR; ImageNet: momentum .99999, lr_end .01).
     """
 
     smooth = False
@@ -72,18 +77,24 @@ class AutoMix(LearnedMix):
         mask_weight: float = 0.1,
         tap: str | None = None,
         *,
+        mask_end: float = 1.0,
         ratio_channel: bool = False,
+        derange: bool = False,
         margin: float = 0.08,
         momentum: float = 0.999999,
+        hold: float = 0.1,
         lr: float = 0.1,
         lr_end: float = 0.5,
     ) -> None:
-        super().__init__(2, Beta(alpha), margin, momentum, tap, lr, lr_end)
-        self.mask_weight, self.ratio_channel = non_negative("mask_weight", mask_weight), ratio_channel
+        pairing = Derangement() if derange else RandomPairing()
+        super().__init__(pairing, Beta(alpha), margin, momentum, hold, tap, lr, lr_end)
+        self.mask_weight, self.mask_end = non_negative("mask_weight", mask_weight), in_unit("mask_end", mask_end)
+        self.ratio_channel = ratio_channel
 
     def make_block(self, channels: int) -> nn.Module:
         return MixBlock(channels, self.generator, self.ratio_channel)
 
     def judge(self, output: Tensor, y: Tensor, recipe: Recipe, masks: Tensor, clean: Tensor) -> Tensor:
         loss = self.objective.mean(output, y, recipe, self.task)
-        return loss + self.mask_weight * area_loss(masks, recipe.share)
+        weight = self.mask_weight * cosine(1.0, self.mask_end, self.steps_done, self._given().steps)
+        return loss + weight * area_loss(masks, recipe.share)

@@ -25,7 +25,7 @@ from ...core.checks import in_unit, one_of, positive
 from ...core.method import Method, Setup
 from ...core.objective import MixedLoss
 from ...core.operation import spatial_size
-from ...core.pairing import RandomPairing
+from ...core.pairing import Pairing
 from ...core.ratio import Ratio
 from ...core.recipe import Recipe, sum_of
 from ...core.split import Split, evaluating, observe
@@ -89,10 +89,11 @@ def apply_masks(x: Tensor, masks: Tensor, recipe: Recipe) -> Tensor:
 class LearnedMix(Method):
     """Train a generator of masks along with the network; see the module.
 
-    k: images mixed into one. ratio: of their shares. margin in [0, 1]: where the first share is that close to 0 or 1,
-    the student sees plain mixup. momentum in [START, 1]: to which that of the moving average rises. tap: the name of
-    the module whose map the masks are made from; None finds it, see `mixing_map`. lr > 0: of the block and the head of
-    mixed images; lr_end in [0, 1]: the part of it that is left at the end.
+    pairing: who is mixed. ratio: of the shares. margin in [0, 1]: where the first share is that close to 0 or 1, the
+    student sees plain mixup. momentum in [START, 1]: to which that of the moving average rises, along a cosine, after
+    the first part `hold` in [0, 1] of the steps (ViT: .25), in which it is START. tap: the name of the module whose map
+    the masks are made from; None finds it, see `mixing_map`. lr > 0: of the block and the head of mixed images; lr_end
+    in [0, 1]: the part of it that is left at the end.
     """
 
     one_process = True
@@ -101,12 +102,21 @@ class LearnedMix(Method):
     """Whether masks are interpolated linearly, else by nearest neighbour."""
 
     def __init__(
-        self, k: int, ratio: Ratio, margin: float, momentum: float, tap: str | None, lr: float, lr_end: float
+        self,
+        pairing: Pairing,
+        ratio: Ratio,
+        margin: float,
+        momentum: float,
+        hold: float,
+        tap: str | None,
+        lr: float,
+        lr_end: float,
     ) -> None:
         if not START <= momentum <= 1:
             raise ValueError(f"momentum must be a number in [{START}, 1], got {momentum!r}")
-        self.pairing, self.ratio, self.objective = RandomPairing(k), ratio, MixedLoss("two-part")
+        self.pairing, self.ratio, self.objective = pairing, ratio, MixedLoss("two-part")
         self.margin, self.momentum, self.tap = in_unit("margin", margin), momentum, tap
+        self.hold = in_unit("hold", hold)
         self.lr, self.lr_end = positive("lr", lr), in_unit("lr_end", lr_end)
         self._side: Side | None = None
 
@@ -233,7 +243,7 @@ class LearnedMix(Method):
         """One step of the moving average."""
         given = self._given()
         assert self._side is not None
-        momentum = ema_momentum(self.steps_done, given.steps, START, self.momentum)
+        momentum = ema_momentum(self.steps_done, given.steps, START, self.momentum, self.hold)
         follow(self.teacher, given.model, momentum)
         follow(self._teacher["mix_head"], self._side.modules["mix_head"], momentum)
 

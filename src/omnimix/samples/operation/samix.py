@@ -18,15 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.batch import Batch
-from ...core.checks import non_negative
+from ...core.checks import in_unit, non_negative
 from ...core.method import Setup
+from ...core.pairing import RandomPairing
+from ...core.random import uniform
 from ...core.ratio import Beta
 from ...core.recipe import Recipe, mix_labels
 from ...core.registry import register
 from ...core.search import Log, Uniform
 from ...core.side import linear
+from ..pairing.derangement import Derangement
 from .automix import area_loss
 from .learned import LearnedMix, attend, cells
+from .side import cosine
 
 FORMAT = "omnimix-mixer-1"
 
@@ -47,11 +51,15 @@ def eta_balanced(output: Tensor, target: Tensor, mixed: Tensor, eta: float) -> T
 
 
 class ContentBlock(nn.Module):
-    """Where a partner shows: maps z (R, channels, *grid) and a recipe of two to logits (B, 2, n), those of a 0."""
+    """Where a partner shows: maps z (R, channels, *grid) and a recipe of two to logits (B, 2, n), those of a 0.
 
-    def __init__(self, channels: int, generator: torch.Generator, curve: float | None) -> None:
+    curve: k of lam'. dropout in [0, 1]: of the values v, in training.
+    """
+
+    def __init__(self, channels: int, generator: torch.Generator, curve: float | None, dropout: float = 0.0) -> None:
         super().__init__()
         inner, self.curve = max(channels // 2, 1), curve
+        self.dropout, self.generator = dropout, generator
         self.query, self.key = (linear(2 * channels, inner, 0.01, generator) for _ in range(2))
         self.hidden = linear(channels, inner, 0.01, generator, bias=False)
         self.norm = nn.BatchNorm1d(inner)
@@ -62,7 +70,11 @@ class ContentBlock(nn.Module):
         own, guest = (cells(z, recipe) * scale[:, :, None, None]).unbind(1)
         both = torch.cat((own, guest), dim=2)
         hidden = F.elu(self.norm(self.hidden(guest).transpose(1, 2))).transpose(1, 2)
-        shown = attend(self.query(both), self.key(both), self.value(hidden)).squeeze(2)
+        value = self.value(hidden)
+        if self.dropout and self.training:
+            kept = uniform(*value.shape, generator=self.generator) >= self.dropout
+            value = value * kept.to(value) / max(1.0 - self.dropout, 1e-9)
+        shown = attend(self.query(both), self.key(both), value).squeeze(2)
         return torch.stack((torch.zeros_like(shown), shown), dim=1)
 
 
@@ -78,9 +90,10 @@ class SAMix(LearnedMix):
     """Learn masks along with the network by a loss that weighs how clear the mixed classes are with how fair.
 
     alpha: Beta(alpha, alpha). eta >= 0: weight of the global part (ImageNet: 1). mask_weight: of the masks'
-    regulariser. curve >= 0: k of lam' (fine-grained: 1), None: lam itself (ImageNet). pretrained: a file that
-    `save_mixer` wrote; its mixer is used as it is, for a network of the same kind. margin, momentum, tap, lr, lr_end:
-    see `LearnedMix`. ValueError for arguments out of range and files that do not fit.
+    regulariser; mask_end, derange: see `AutoMix`. curve >= 0: k of lam' (fine-grained: 1), None: lam itself (ImageNet).
+    dropout in [0, 1]: see `ContentBlock` (the paper: .1 but on CIFAR). pretrained: a file that `save_mixer` wrote; its
+    mixer is used as it is, for a network of the same kind. margin, momentum, hold, tap, lr, lr_end: see `LearnedMix`.
+    ValueError for arguments out of range and files that do not fit.
     """
 
     def __init__(
@@ -91,14 +104,20 @@ class SAMix(LearnedMix):
         tap: str | None = None,
         pretrained: str | None = None,
         *,
+        mask_end: float = 1.0,
         curve: float | None = 0.25,
+        dropout: float = 0.0,
+        derange: bool = False,
         margin: float = 0.08,
         momentum: float = 0.999999,
+        hold: float = 0.1,
         lr: float = 0.1,
         lr_end: float = 0.5,
     ) -> None:
-        super().__init__(2, Beta(alpha), margin, momentum, tap, lr, lr_end)
+        pairing = Derangement() if derange else RandomPairing()
+        super().__init__(pairing, Beta(alpha), margin, momentum, hold, tap, lr, lr_end)
         self.eta, self.mask_weight = non_negative("eta", eta), non_negative("mask_weight", mask_weight)
+        self.mask_end, self.dropout = in_unit("mask_end", mask_end), in_unit("dropout", dropout)
         self.curve = None if curve is None else non_negative("curve", curve)
         self.pretrained = None if pretrained is None else str(pretrained)
         self.cost = 3.0 if pretrained is None else 2.0
@@ -110,13 +129,14 @@ class SAMix(LearnedMix):
             _fit(self.pretrained, given.model, self._stored["network"], self._network.head_name)
 
     def make_block(self, channels: int) -> nn.Module:
-        return ContentBlock(channels, self.generator, self.curve)
+        return ContentBlock(channels, self.generator, self.curve, self.dropout)
 
     def judge(self, output: Tensor, y: Tensor, recipe: Recipe, masks: Tensor, clean: Tensor) -> Tensor:
         target = mix_labels(self.task.soft_target(y), recipe)
         mixed = self.objective(output, y, recipe, self.task)
         area = area_loss(masks, recipe.share) - 2.0 * masks[:, 1].var(correction=0)
-        return eta_balanced(output, target, mixed, self.eta).mean() + self.mask_weight * area
+        weight = self.mask_weight * cosine(1.0, self.mask_end, self.steps_done, self._given().steps)
+        return eta_balanced(output, target, mixed, self.eta).mean() + weight * area
 
     def block_loss(self, batch: Batch, z: Tensor, clean: Tensor, recipe: Recipe) -> Tensor:
         return z.new_zeros(()) if self.pretrained is not None else super().block_loss(batch, z, clean, recipe)

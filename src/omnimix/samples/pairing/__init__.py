@@ -2,6 +2,7 @@
 
 from .c_mixup import CMixup, c_mixup
 from .controls import PairsWithoutMixing, Resampled, ResamplingOnly, controls
+from .derangement import Derangement
 from .effective import Effective, effective_distribution, entropy, report
 from .label_kernel import BatchLabelKernel, LabelKernel, label_kernel_probabilities
 from .neighbours import Neighbours
@@ -12,6 +13,7 @@ __all__ = [
     "BatchLabelKernel",
     "CMixup",
     "Criterion",
+    "Derangement",
     "Effective",
     "Either",
     "LabelKernel",
