@@ -94,7 +94,7 @@ def replace(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.
     before = {path: model.get_submodule(path) for path in modules}
     for path, module in modules.items():
         owner, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, module.train(before[path].training))
+        setattr(model.get_submodule(owner), leaf, module)
     return before
 
 
@@ -133,16 +133,20 @@ class Routing:
     @classmethod
     def of(cls, expert: Tensor, experts: int, weight: Tensor | None = None) -> Routing:
         """expert (*lead, K): the rows' experts in 0..experts-1; weight (*lead, K): of each in the sum. One wait for
-        the device."""
+        the device. ValueError for experts out of range."""
         flat = expert.flatten()
+        below, *counts, above = torch.bincount((flat + 1).clamp(0, experts + 1), minlength=experts + 2).tolist()
+        if below or above:
+            raise ValueError(f"expert must lie in 0..{experts - 1}, {below + above} of {len(flat)} do not")
+        if weight is None and expert.shape[-1] == 1 and max(counts) == len(flat):
+            return cls(only=counts.index(len(flat)))
         order = flat.argsort(stable=True)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
-        counts = tuple(torch.bincount(flat, minlength=experts).tolist())
         each = expert.shape[-1]
         if weight is not None:
             weight = weight.reshape(-1, each)
-        return cls(tuple(expert.shape[:-1]), None, counts, order, back, weight, each)
+        return cls(tuple(expert.shape[:-1]), None, tuple(counts), order, back, weight, each)
 
     def gather(self, x: Tensor) -> Tensor:
         """x (*lead, ...) to (R K, ...): the rows in the order of their experts."""
@@ -186,6 +190,7 @@ class Slot(nn.Module):
         for name in experts:
             check_name(name)
         self.experts = nn.ModuleDict(dict(experts))
+        self.training = any(part.training for part in experts.values())
         self.route, self.first, self.last = route, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -210,6 +215,12 @@ def slots(experts: Mapping[str, Sequence[nn.Module]], network: FeedForward, rout
         path: Slot({name: parts[i] for name, parts in experts.items()}, route, first=i == 0, last=i == last)
         for i, path in enumerate(network.parts)
     }
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits that a model gave: its output, or that output's `logits`."""
+    found: Tensor = output if isinstance(output, Tensor) else output.logits
+    return found
 
 
 def check_name(name: str) -> str:
