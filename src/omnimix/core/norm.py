@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
+from .companion import fitting
 from .random import permutation, uniform
 from .split import evaluating
 from .tree import Tree, tensors, tree_map
@@ -68,7 +69,7 @@ def refresh_norms(model: nn.Module, names: Sequence[str], x: Tree, size: int = 6
             layer.momentum, layer.training = None, True  # type: ignore[assignment]
         try:
             for start, stop in zip(starts, [*starts[1:], count], strict=True):
-                model(_at(x, slice(start, stop)))
+                model(fitting(model, _at(x, slice(start, stop))))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -229,6 +229,27 @@ def test_far_domains_get_their_own_head(by):
     assert z.shape == (400, 2)
 
 
+def test_the_discriminator_has_an_adam_of_its_own():
+    model = network()
+    method = make(model, by="discriminator", width=4, lr=0.01)
+    method.beside(model, X)
+    judge = copy.deepcopy(method.discriminator.modules["domain"])
+    adam = torch.optim.Adam(judge.parameters(), lr=0.01, betas=(0.5, 0.9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(4):
+        loss = F.cross_entropy(judge(model[0](X).detach()), DOMAIN)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        method.step(model, BATCH, optimizer)
+        method.after_step()
+    for p, q in zip(judge.parameters(), method.discriminator.modules.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+    heads = method.side.optimizer  # those of the domains step as the network does
+    assert isinstance(heads, torch.optim.SGD)
+    assert heads.param_groups[0]["lr"] == 0.05
+
+
 def test_prototypes_are_means_over_filled_slots_only():
     found = Prototypes(2, 3, 1)
     for value, domain in ((1.0, 0), (2.0, 0), (6.0, 0), (5.0, 1)):
@@ -243,7 +264,7 @@ def test_contract_and_refusals():
     assert len(check_method("drm")) >= 10
     for by in ("discriminator", "cosine"):
         check_method("drm", by=by)
-    for name, value in (("gamma", -1.0), ("by", "x"), ("memory", 0), ("width", 0)):
+    for name, value in (("gamma", -1.0), ("by", "x"), ("memory", 0), ("width", 0), ("lr", 0.0)):
         with pytest.raises(ValueError, match=name):
             om.create("drm", **{name: value})
     method = make(network())

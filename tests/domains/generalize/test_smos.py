@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import omnimix as om
 from omnimix.core.divergence import js_divergence
-from omnimix.domains.generalize.smos import misplaced_divergence, variance_bound
+from omnimix.domains.generalize.smos import misplaced_divergence, of_channels, variance_bound
 from omnimix.testing import check_method
 from omnimix.train import Budget, Data, Part, fit
 
@@ -92,6 +92,22 @@ def test_the_loss_by_its_equation(parameters):
         between = (F.kl_div(g, m, reduction="none").mean() + F.kl_div(f, m, reduction="none").mean()) / 2
     expected = F.cross_entropy(twin.head(f), Y) + 0.3 * (between + bound / 10)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_three_dimensions_are_sequences_after_a_convolution_and_tokens_after_a_linear_layer():
+    convolved = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    tokens = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.GELU(), nn.Flatten(), nn.Linear(12, 3))
+    h, t = torch.zeros(2, 4, 4), torch.zeros(2, 2, 6)
+    assert [of_channels(convolved, name, h) for name in "01"] == [(1, 4, 1)] * 2
+    assert [of_channels(tokens, name, t) for name in "012"] == [(1, 1, 6)] * 3
+    assert of_channels(tokens, "4", torch.zeros(2, 3)) == (1, 3)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU()), nn.Flatten(), nn.Linear(24, 3)
+    )
+    method = om.create("smos", taps=["0"]).setup(model, om.Classification(3), generator=draw())
+    for length in (8, 8):
+        method.loss(model, (torch.randn(3, 2, length, generator=draw()), torch.arange(3)))
+    assert method.variances()[0].shape == (1, 4, 1)
 
 
 def test_variances_start_at_a_tenth_and_learn_ten_times_as_fast():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.channels import channel_stats
 from ...core.checks import non_negative, one_of, positive
+from ...core.companion import fitting
 from ...core.method import Setup
 from ...core.registry import register
 from ...core.search import Log
@@ -115,7 +116,7 @@ class CCFP(Sided):
         noted = list[Tensor]() if seen is None else seen
         functions = {name: _noting(shift, noted) for name, shift in zip(self.taps.names, self.shifts, strict=True)}
         with self.twin_taps.rewrite(functions):
-            return cast(Tensor, self.twin(x))
+            return cast(Tensor, self.twin(fitting(self.twin, x)))
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         self._given()

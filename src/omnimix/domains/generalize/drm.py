@@ -15,18 +15,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.batch import Batch
-from ...core.checks import at_least, non_negative, one_of
+from ...core.checks import at_least, non_negative, one_of, positive
+from ...core.companion import fitting
 from ...core.method import Setup
 from ...core.registry import register
 from ...core.search import Choice
-from ...core.side import mlp
+from ...core.side import Beside, mlp
 from ...core.sided import Sided
 from .base import ByDomain
 from .prototypes import Prototypes
@@ -62,29 +64,40 @@ class DRM(Sided, ByDomain):
 
     gamma >= 0: how much fit decides; 0 is the plain mean, infinity takes one head. by: fit is low "entropy", the
     "discriminator" of domains, or a small "l1", "l2" or "cosine" distance to the mean features of a domain over its
-    last `memory` batches. Outputs are logarithms of mixed probabilities; before the first batch, the network's own.
+    last `memory` batches. width: of the discriminator's two hidden layers, lr: of its Adam (moments of 0.5 and 0.9);
+    the heads step as the user's optimiser. Outputs are logarithms of mixed probabilities; before the first batch, the
+    network's own.
     """
 
     def __init__(
-        self, gamma: float = 1.0, by: By = "entropy", *, memory: int = 50, width: int = 256, reference: bool = False
+        self,
+        gamma: float = 1.0,
+        by: By = "entropy",
+        *,
+        memory: int = 50,
+        width: int = 256,
+        lr: float = 1e-3,
+        reference: bool = False,
     ) -> None:
         self.gamma, self.memory = non_negative("gamma", gamma), at_least("memory", memory, 1)
         self.by: By = one_of("by", by, ("entropy", "discriminator", "l1", "l2", "cosine"))
         self.width, self.reference = at_least("width", width, 1), reference
+        self.adam = partial(torch.optim.Adam, lr=positive("lr", lr), betas=(0.5, 0.9))
 
     def on_setup(self, given: Setup) -> None:
         super().on_setup(given)
         self.prototypes: Prototypes | None = None
+        self.discriminator: Beside | None = None
 
     def build(self, sizes: Mapping[str, int]) -> Mapping[str, nn.Module]:
         inputs, domains = sizes["head input"], len(self.domains)
         own = self.split.model.get_submodule(self.split.head_name)
-        modules: dict[str, nn.Module] = {"heads": nn.ModuleList(copy.deepcopy(own) for _ in range(domains))}
         if self.by == "discriminator":
-            modules["domain"] = mlp(inputs, domains, [self.width, self.width], self.generator)
+            judge = mlp(inputs, domains, [self.width, self.width], self.generator)
+            self.discriminator = Beside({"domain": judge}, self.adam)
         elif self.by != "entropy":
             self.prototypes = Prototypes(self.memory, domains, inputs)
-        return modules
+        return {"heads": nn.ModuleList(copy.deepcopy(own) for _ in range(domains))}
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         side, group = self.beside(model, batch.x), self.group(batch)
@@ -94,15 +107,27 @@ class DRM(Sided, ByDomain):
         loss, flat = (self.shares(batch).to(losses.dtype) @ losses).mean(), z.detach().flatten(1).float()
         if self.prototypes is not None:
             self.prototypes.add(flat, group)
-        elif self.by == "discriminator":
-            loss = loss + F.cross_entropy(side.modules["domain"](flat), group)
+        elif self.discriminator is not None:
+            loss = self.discriminator.watch(loss + F.cross_entropy(self._guess(flat), group))
         return side.watch(loss)
+
+    def _guess(self, z: Tensor) -> Tensor:
+        """(B, D) what the classifier of domains says of features (B, F)."""
+        assert self.discriminator is not None
+        self.discriminator.to(z.device)
+        return cast(Tensor, self.discriminator.modules["domain"](z))
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.discriminator is not None:
+            self.discriminator.step()
 
     def each(self, z: Tensor) -> Tensor:
         """(B, D, C) outputs of the domains' heads."""
         assert self.side is not None
         heads = self.side.modules["heads"]
         assert isinstance(heads, nn.ModuleList)
+        z = fitting(heads, z)
         return torch.stack([head(z) for head in heads], dim=1)
 
     def predict(self, model: nn.Module, x: Any) -> Tensor:
@@ -124,22 +149,22 @@ class DRM(Sided, ByDomain):
 
     def fit(self, z: Tensor, output: Tensor) -> Tensor:
         """(B, H) logarithms of how well each head fits."""
-        assert self.side is not None
         if self.by == "entropy":
             return -(entropy(output) + TINY).log()
         if self.by == "discriminator":
-            guess: Tensor = self.side.modules["domain"](z)
-            return guess.log_softmax(dim=1)
+            return self._guess(z).log_softmax(dim=1)
         assert self.prototypes is not None
         fit = -self.prototypes.distances(z, self.by).clamp(min=TINY).log()
         return -fit if self.reference and self.by == "cosine" else fit
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        return state if self.prototypes is None else {**state, "prototypes": self.prototypes.state_dict()}
+        parts = {"prototypes": self.prototypes, "discriminator": self.discriminator}
+        return {**state, **{name: part.state_dict() for name, part in parts.items() if part is not None}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.prototypes = None
+        self.prototypes, self.discriminator = None, None
         super().load_state_dict(state)
-        if self.prototypes is not None:
-            self.prototypes.load_state_dict(state["prototypes"])
+        for name, part in {"prototypes": self.prototypes, "discriminator": self.discriminator}.items():
+            if part is not None:
+                part.load_state_dict(state[name])

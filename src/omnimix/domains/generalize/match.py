@@ -69,10 +69,11 @@ class Match(ByDomain):
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         z, output = self.split.features_and_output(batch.x, model)
-        losses, share = self.task.losses(output, batch.y), self.shares(batch).to(z.dtype)
-        pairs = torch.triu(self.distance(z.flatten(1), share), diagonal=1).sum()
+        losses, share = self.task.losses(output, batch.y), self.shares(batch)
+        z = z.flatten(1) if z.dtype == torch.float64 else z.flatten(1).float()
+        pairs = torch.triu(self.distance(z, share.to(z.dtype)), diagonal=1).sum()
         count = share.shape[0] * (share.shape[0] - 1) / 2
-        return (share @ losses).mean() + self.gamma * pairs / max(1.0, count)
+        return (share.to(losses.dtype) @ losses).mean() + self.gamma * pairs / max(1.0, count)
 
 
 @register(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.checks import non_negative, one_of, positive
-from ...core.companion import frozen
+from ...core.companion import fitting, frozen
 from ...core.divergence import js_divergence
 from ...core.method import Method, Setup
 from ...core.registry import register
@@ -32,6 +32,12 @@ from ...core.split import Split, observe
 
 START, EPS = 0.1, 1e-5
 """The variances at first, and what they stay above."""
+CHANNELS_SECOND = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+)
 STAGES = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 Divergence = Literal["js", "kl"]
 
@@ -50,9 +56,30 @@ def variance_bound(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor
     return ((student - teacher).square() / variance + variance.log()).mean() / 2
 
 
-def _channel(h: Tensor) -> tuple[int, ...]:
-    """The shape of one number a channel: of maps (B, C, *spatial), tokens (B, T, C) or features (B, C)."""
-    return tuple(h.shape[i] if i == (2 if h.ndim == 3 else 1) else 1 for i in range(h.ndim))
+def of_channels(network: nn.Module, name: str, h: Tensor) -> tuple[int, ...]:
+    """The shape of one number a channel of the output h of module `name`.
+
+    Of maps (B, C, *spatial), features (B, C), or tokens (B, T, C), which are what the last layer there that knows its
+    channels makes of three dimensions, unless that is a convolution, a batch norm or their like.
+    """
+    axis = 1 if h.ndim != 3 or isinstance(_last_layer(network, name), CHANNELS_SECOND) else 2
+    return tuple(h.shape[i] if i == axis else 1 for i in range(h.ndim))
+
+
+def _wide(h: Tensor) -> Tensor:
+    return h if h.dtype == torch.float64 else h.float()
+
+
+def _last_layer(network: nn.Module, name: str) -> nn.Module | None:
+    """The last layer within module `name`, or before it, that knows its channels."""
+    inside, last = False, None
+    for where, module in network.named_modules():
+        if inside and not where.startswith(f"{name}."):
+            break
+        inside = inside or where == name
+        if isinstance(module, (*CHANNELS_SECOND, nn.Linear, nn.LayerNorm)):
+            last = module
+    return last
 
 
 @register(
@@ -121,16 +148,18 @@ class SMOS(Method):
         batch = Batch.of(batch).alone
         if not model.training or not self.weight:
             return self.plain_loss(model, batch)
-        with torch.no_grad(), observe(self.teacher.to(batch.device), *self.names) as held:
-            g = self.teacher_split.features(batch.x)
+        own = next(self._given().model.parameters())
+        with torch.no_grad(), observe(self.teacher.to(own.device, own.dtype), *self.names) as held:
+            g = self.teacher_split.features(fitting(self.teacher, batch.x))
         with observe(self._given().model, *self.names) as seen:
             f, output = self.split.features_and_output(batch.x, model)
         if self.side is None:
-            self.side = self._begin([_channel(seen[name]) for name in self.names], batch.device)
+            shapes = [of_channels(self._given().model, name, seen[name]) for name in self.names]
+            self.side = self._begin(shapes, batch.device)
         self.side.to(batch.device)
         pairs = [(seen[name], held[name], v) for name, v in zip(self.names, self.variances(), strict=True)]
-        bound = torch.stack([variance_bound(*(t.float() for t in pair)) for pair in pairs]).sum()
-        grounding = self.distance(g.flatten(1).float(), f.flatten(1).float()) + bound / self.lr_mult
+        bound = torch.stack([variance_bound(*map(_wide, pair)) for pair in pairs]).sum()
+        grounding = self.distance(_wide(g.flatten(1)), _wide(f.flatten(1))) + bound / self.lr_mult
         return self.side.watch(self.task.mean_loss(output, batch.y) + self.weight * grounding)
 
     def distance(self, g: Tensor, f: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.channels import nearest_style, restyle, style_centres, styles
 from ...core.checks import in_unit, non_negative
+from ...core.companion import fitting
 from ...core.method import Setup
 from ...core.random import dirichlet, repeated, uniform
 from ...core.registry import register
@@ -150,7 +151,7 @@ class TSS(ByDomain):
         with evaluating(model), self.taps.rewrite({name: note(name) for name in self.taps.names}, model):
             for batch in batches:
                 groups.append(self.group(batch))
-                model(batch.x)
+                model(fitting(model, batch.x))
         return {name: torch.cat(parts) for name, parts in seen.items()}, torch.cat(groups)
 
     def predict(self, model: nn.Module, x: Any) -> Tensor:
