@@ -174,8 +174,9 @@ def _elsewhere(fabric: Any, given: tuple[Any, ...]) -> Fit:
         try:
             fabric.launch(partial(_in_process, result=result, given=given))
         except ProcessException as error:
-            last = str(error).strip().splitlines()[-1]
-            raise TrainingError(f"process {error.error_index} of {budget.devices} failed: {last}") from error
+            if not result.exists():  # else all is done: PyTorch's threads may still end a process by a signal
+                last = str(error).strip().splitlines()[-1]
+                raise TrainingError(f"process {error.error_index} of {budget.devices} failed: {last}") from error
         state = files.load(result)
     if "error" in state:
         raise TrainingError(state["error"])
