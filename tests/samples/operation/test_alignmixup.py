@@ -1,5 +1,6 @@
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -159,6 +160,28 @@ def test_the_method_finds_the_last_map_and_draws_the_place():
         if name == "late":  # before the activation, which is no module here
             assert name in places
         assert all(torch.isfinite(method.loss(model, (X, Y))) for _ in range(6))
+
+
+def test_a_place_right_before_the_pooling_is_warned_of():
+    model = small_net()
+    for options, told in (
+        ({}, "block3.2"),
+        ({"places": ("block2", "block3.2")}, "block3.2"),
+        ({"places": ("block2",)}, None),
+    ):
+        method = AlignMixup(**options).setup(model, om.Classification(4), generator=draw())
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                method.recipe(om.Batch(X, Y))
+        assert [str(w.message).split("'")[1] for w in seen] == ([told] if told else [])
+
+
+def test_a_network_without_maps_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    method = AlignMixup().setup(model, om.Classification(4), generator=draw())
+    with pytest.raises(ValueError, match=r"no map .*Sequential.*places="):
+        method.loss(model, (X, Y))
 
 
 def test_both_layouts_are_drawn_and_embeddings_are_interpolated():

@@ -9,7 +9,6 @@ import omnimix as om
 from omnimix.core.ratio import Constant
 from omnimix.core.recipe import Recipe
 from omnimix.samples.operation.automix import AutoMix, MixBlock, area_loss
-from omnimix.samples.operation.side import head_input
 
 from .test_learned import Net, data, draw, ready
 
@@ -148,4 +147,4 @@ def test_multi_label_targets():
     y = torch.randint(2, (7, 4), generator=draw()).float()
     method = AutoMix().setup(model, om.MultiLabel(4), steps=20, generator=draw())
     assert torch.isfinite(method.loss(model, (x, y)))
-    assert head_input(method._network, model, x)[0].shape == (7, 12)
+    assert method._network.features(x).shape == (7, 12)

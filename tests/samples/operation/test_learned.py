@@ -261,3 +261,12 @@ def test_a_network_in_evaluation_mode_when_loaded():
     other.train()
     resumed.loss(other, data())
     assert all(module.training for module in resumed.teacher.modules())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_wrapper_of_the_network_and_another_network(name):
+    model = Net()
+    method = ready(name, model)
+    assert torch.isfinite(method.loss(nn.Sequential(model), data()))
+    with pytest.raises(ValueError, match="did not reach the head '7'"):
+        method.loss(Net(), data())

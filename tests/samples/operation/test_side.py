@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from omnimix.core.side import linear
-from omnimix.core.split import Split
-from omnimix.samples.operation.side import Side, cosine, ema_momentum, follow, head_input
+from omnimix.samples.operation.side import Side, cosine, ema_momentum, follow
 
 
 def draw(seed=0):
@@ -62,14 +61,3 @@ def test_layers_leave_global_randomness_alone():
     assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert not layer.bias.any()
     assert torch.equal(layer.weight, linear(200, 300, 0.01, draw(2)).weight)
-
-
-def test_the_input_of_the_head_and_a_foreign_network():
-    body, head = nn.Linear(3, 4), nn.Linear(4, 2)
-    model = nn.Sequential(body, head)
-    x = torch.randn(5, 3, generator=draw())
-    features, output = head_input(Split(model), nn.Sequential(model), x)
-    assert torch.equal(features, body(x))
-    assert torch.equal(output, model(x))
-    with pytest.raises(ValueError, match="did not reach its head '1'"):
-        head_input(Split(model), nn.Linear(3, 2), x)

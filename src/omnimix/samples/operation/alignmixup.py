@@ -13,6 +13,7 @@ second too once R has converged. Alignment matters at a tap that something non-l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -29,7 +30,7 @@ from ...core.ratio import Beta
 from ...core.recipe import Recipe, rowwise
 from ...core.registry import register
 from ...core.search import Log
-from ...core.split import Split
+from ...core.split import Split, evaluating, observe
 from ...core.tree import Tree
 from ..saliency import feature_map
 from .solver import sinkhorn
@@ -111,7 +112,8 @@ class AlignMixup(Mix):
 
     alpha: Beta(alpha, alpha). eps, marginals: see `Aligned`. places: "input" and names of modules, one drawn each step;
     at modules that give maps (B, C, *spatial) the cells are matched, embeddings (B, F) are interpolated. None: the
-    input and the last map of the network, found at the first batch.
+    input and the last map of the network, found at the first batch; ValueError where there is none. The first batch
+    warns of places whose mean over cells is what the head takes: alignment changes nothing there, see above.
     """
 
     def __init__(
@@ -127,11 +129,41 @@ class AlignMixup(Mix):
         self._find = places is None
 
     def resolve_places(self, given: Setup) -> tuple[str, ...]:
+        self.split, self._looked = given.split or Split(given.model), False
         if self._find:
-            self.split, self.places = given.split or Split(given.model), ("input",)
+            self.places = ("input",)
         return super().resolve_places(given)
 
     def recipe(self, batch: Batch) -> Recipe | None:
-        if self._find and self.places == ("input",):
-            self.places = ("input", feature_map(self._given().model, batch.x[:1])[0])
+        if not self._looked:
+            self._look(batch.x[:1])
+            self._looked = True
         return super().recipe(batch)
+
+    def _look(self, x: Tensor) -> None:
+        """Find the last map, where no places are named, and see what follows those that are."""
+        assert self.split is not None
+        model = self._given().model
+        if self._find:
+            try:
+                self.places = ("input", feature_map(model, x)[0])
+            except ValueError:
+                raise ValueError(
+                    f"alignmixup finds no map (B, C, *spatial) before the head of {type(model).__name__} for inputs "
+                    f"{tuple(x.shape)}; name modules that give one, as in places=('input', 'layer3')"
+                ) from None
+        hidden = [place for place in self.places if place != "input"]
+        if not hidden:
+            return
+        with evaluating(model), torch.no_grad(), observe(model, *hidden) as seen:
+            features = self.split.features(x).flatten(1)
+        for name, h in seen.items():
+            if not isinstance(h, Tensor) or h.ndim < 3:
+                continue
+            pooled = h.flatten(2).mean(dim=2)
+            if pooled.shape == features.shape and torch.allclose(pooled, features, rtol=1e-3, atol=1e-5):
+                warnings.warn(
+                    f"alignmixup at {name!r} is manifold mixup of the embedding, since the head takes the mean of this "
+                    "map over its cells; name an earlier module in places=(...) for the alignment to matter",
+                    stacklevel=2,
+                )

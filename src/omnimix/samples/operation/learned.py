@@ -29,7 +29,7 @@ from ...core.pairing import Pairing
 from ...core.ratio import Ratio
 from ...core.recipe import Recipe, sum_of
 from ...core.split import Split, evaluating, observe
-from .side import Side, ema_momentum, follow, head_input
+from .side import Side, ema_momentum, follow
 
 START = 0.999
 """The momentum of the moving average before it rises."""
@@ -158,7 +158,7 @@ class LearnedMix(Method):
         judged, shown = self.draw(batch)
         spatial_size(batch.x, shown, two=False)
         z, clean = self._look(batch.x)
-        own = self.task.mean_loss(head_input(self._network, model, batch.x)[1], batch.y)
+        own = self.task.mean_loss(self._network.features_and_output(batch.x, model)[1], batch.y)
         with torch.no_grad():
             masks = self.student_masks(z, shown, batch.x)
         loss = self.student_loss(model, batch, own, apply_masks(batch.x, masks, shown), shown)
@@ -172,7 +172,7 @@ class LearnedMix(Method):
 
     def _mixed_loss(self, model: nn.Module, batch: Batch, mixed: Tensor, recipe: Recipe) -> Tensor:
         assert self._side is not None
-        features = head_input(self._network, model, mixed)[0]
+        features = self._network.features_and_output(mixed, model)[0]
         output = _call(self._side.modules["mix_head"], features)
         return self.objective.mean(output, batch.y, recipe, self.task)
 
@@ -231,7 +231,7 @@ class LearnedMix(Method):
     def _opinion(self, x: Tensor) -> Tensor:
         """The teacher's output for mixed images."""
         x = x.to(next(self._teacher.parameters()).dtype)
-        return _call(self._teacher["mix_head"], head_input(self._split, self._split.model, x)[0])
+        return _call(self._teacher["mix_head"], self._split.features(x))
 
     def after_step(self) -> None:
         if self._side is not None:

@@ -83,7 +83,8 @@ class NoisyMix(Mix):
 
     alpha: Beta(alpha, alpha). additive, multiplicative, sparse: see `NoisyInterpolate`. weight: of the consistency; 0
     makes no augmentations: Noisy Feature Mixup. severity, width, mean, std: see `augmix`. taps: the places to draw
-    from, "input" and names of modules; None: the input and the network's first two taps (see `Split`).
+    from, "input" and names of modules; None: the input and the network's first two taps (see `Split`; the authors
+    draw from the input and three layers).
     """
 
     def __init__(

@@ -90,7 +90,8 @@ class PatchUp(Choose):
     hard: exchange blocks rather than interpolate them. alpha: Beta(alpha, alpha) inside the blocks, of no use where
     hard. gamma: about how much of a map is touched. block: the side of the blocks, odd. probability: the share of steps
     that mix. The paper's gamma and probability are .75 and 1, and where hard .5 and .7: None takes them. taps: names of
-    modules that give maps (B, C, *spatial); None: the network's first two. loss: "ce", the task's own loss, or
+    modules that give maps (B, C, *spatial); None: the network's first two (the authors': the first convolution and the
+    first stage, taps=("conv1", "layer1")). loss: "ce", the task's own loss, or
     "bce_on_softmax", that of the reference code (class labels only).
     """
 

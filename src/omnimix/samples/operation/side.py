@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...core.side import Beside
-from ...core.split import Split
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -39,23 +38,6 @@ def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
     mine = list(average.parameters())
     theirs = [p.detach().to(k.dtype) for p, k in zip(network.parameters(), mine, strict=True)]
     get_ema_multi_avg_fn(momentum)(mine, theirs, None)  # type: ignore[no-untyped-call]
-
-
-def head_input(split: Split, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(input of the head, output) of a pass through `model`: the network of `split`, perhaps in a wrapper."""
-    kept = list[Tensor]()
-    head = split.model.get_submodule(split.head_name)
-    handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    try:
-        output: Tensor = model(x)
-    finally:
-        handle.remove()
-    if not kept:
-        raise ValueError(
-            f"what this method learns belongs to the network given to setup(model, ...); a pass through "
-            f"{type(model).__name__} did not reach its head {split.head_name!r}"
-        )
-    return kept[-1], output
 
 
 class Side(Beside):

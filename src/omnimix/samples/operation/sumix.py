@@ -38,7 +38,7 @@ from .cutmix import CutBox
 from .fmix import FourierMask
 from .resizemix import PasteResized
 from .saliencymix import SalientBox
-from .side import Side, head_input
+from .side import Side
 
 MIXERS: dict[str, Callable[[], Operation]] = {
     "cutmix": CutBox,
@@ -133,8 +133,8 @@ class SUMix(Mix):
     def mixed_loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
         mixed = self.mix(batch, recipe)
         with torch.set_grad_enabled(self.gamma > 0 and torch.is_grad_enabled()):
-            features, clean = head_input(self._network, model, batch.x)
-        mixed_features, output = head_input(self._network, model, mixed.x)
+            features, clean = self._network.features_and_output(batch.x, model)
+        mixed_features, output = self._network.features_and_output(mixed.x, model)
         if output.ndim != 2:
             raise ValueError(f"sumix needs outputs (B, classes), got {tuple(output.shape)}")
         partner, share = mixed.recipe.partner[:, 1], mixed.recipe.share
