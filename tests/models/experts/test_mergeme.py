@@ -199,12 +199,12 @@ def test_generation_and_caches():
         made = mixture(base, experts, separate=separate)
         with made.routed(weights) as model:
             said = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), max_new_tokens=3, do_sample=False)
+        with pytest.raises(RuntimeError, match="before its experts were chosen"):
+            made.model(TOKENS)
         tokens = TOKENS
         for _ in range(3):  # without any cache
             tokens = torch.cat([tokens, made(tokens, weights=weights, use_cache=False).logits[:, -1:].argmax(-1)], 1)
         assert torch.equal(said, tokens)
-        with pytest.raises(RuntimeError, match="before its experts were chosen"):
-            made.model(TOKENS)
     with pytest.raises(ValueError, match="cannot share a cache"):
         made(TOKENS, weights=weights, use_cache=True)
 
