@@ -11,14 +11,29 @@ from torch import Tensor, nn
 from .split import Rewrite, Split
 
 
-class Taps:
-    """The modules `names` of `model`; None: the first two taps of `split`, or of what `Split` finds.
+def all_of(model: nn.Module, names: Sequence[str]) -> tuple[str, ...] | None:
+    """`names` if the network has modules of all these names."""
+    found = {name for name, _ in model.named_modules()}
+    return tuple(names) if found.issuperset(names) else None
 
-    ValueError for names that the network does not have.
+
+class Taps:
+    """The modules `names` of `model`; None: `published` where it has all of these, else two taps.
+
+    Those are the first two of `split`, or of what `Split` finds. ValueError for names that the network does not have.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str] | None = None, split: Split | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str] | None = None,
+        split: Split | None = None,
+        *,
+        published: Sequence[str] = (),
+    ) -> None:
         split = split or Split(model)
+        if names is None and published:
+            names = all_of(model, published)
         self.model, self.names = model, split.taps[:2] if names is None else tuple(names)
         if isinstance(names, str) or not self.names:
             raise ValueError(f"taps must be a non-empty sequence of module names, got {names!r}")

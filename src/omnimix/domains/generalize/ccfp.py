@@ -32,6 +32,7 @@ from ...core.sided import Sided
 from ...core.split import Split, norm_policy
 from ...core.taps import Taps
 
+STAGES = ("conv1", "maxpool", "layer1", "layer2", "layer3")
 Predict = Literal["perturbed", "plain", "mean"]
 
 
@@ -74,9 +75,10 @@ class CCFP(Sided):
     """Push the feature styles of a twin network away from the plain network's, while both agree on the outputs.
 
     sem, dis >= 0: the weights of agreement and of style. taps: names of modules that give maps (B, C, *spatial); None:
-    the network's first two. predictions: of the "perturbed" twin, of the "plain" network, or the "mean" of their
-    outputs. limit > 0: of the shifts; None as in the paper: styles may go apart without end. The twin steps as the
-    user's optimiser, the style step is one of Adam at its rate.
+    conv1, maxpool, layer1 to layer3, as in the paper, where the network has those, else its first two. predictions: of
+    the "perturbed" twin, of the "plain" network, or the "mean" of their outputs. limit > 0: of the shifts; None as in
+    the paper: styles may go apart without end. The twin steps as the user's optimiser, the style step is one of Adam at
+    its rate.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class CCFP(Sided):
 
     def on_setup(self, given: Setup) -> None:
         super().on_setup(given)
-        self.taps = Taps(given.model, self.tap_names, given.split)
+        self.taps = Taps(given.model, self.tap_names, given.split, published=STAGES)
         self._last: tuple[nn.Module, Any] | None = None
 
     def observed(self) -> tuple[str, ...]:

@@ -28,11 +28,12 @@ from ...core.registry import register
 from ...core.search import Log
 from ...core.sided import Sided
 from ...core.split import evaluating
-from ...core.taps import Taps
+from ...core.taps import Taps, all_of
 from ...core.tree import tree_map
 from .base import ByDomain
 
 SMOOTH = 1e-6
+STAGES = ("layer3", "layer4")
 
 
 def soft_overlap(m: Tensor) -> Tensor:
@@ -84,9 +85,9 @@ class DMG(Sided, ByDomain):
     """Let every domain learn which channels it uses, and average the predictions that their masks give.
 
     overlap, sparsity >= 0: the weights lam_o and lam_s. layers: names of modules whose inputs are masked, channel by
-    channel; None: the network's taps but the first, and its head. lr: of the masks' Adam; the authors take the
-    network's. init: "uniform" logits in [0, 1], or one number for all. predictions: average those of "each" mask, or
-    predict once with the "mean" mask.
+    channel; None: layer3, layer4 and the head, as in the paper, where the network has those, else its taps but the
+    first, and its head. lr: of the masks' Adam; the authors take the network's. init: "uniform" logits in [0, 1], or
+    one number for all. predictions: average those of "each" mask, or predict once with the "mean" mask.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class DMG(Sided, ByDomain):
 
     def on_setup(self, given: Setup) -> None:
         super().on_setup(given)
-        names = (*self.split.taps[1:], self.split.head_name) if self.layer_names is None else self.layer_names
-        self.layers = Taps(given.model, names, given.split)
+        names = (*(all_of(given.model, STAGES) or self.split.taps[1:]), self.split.head_name)
+        self.layers = Taps(given.model, names if self.layer_names is None else self.layer_names, given.split)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, x: Any) -> dict[str, int]:

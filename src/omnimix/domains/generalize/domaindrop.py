@@ -34,6 +34,8 @@ from ...core.taps import Taps
 from ...core.tree import tree_map
 from .base import ByDomain
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
 
 def domain_scores(h: Tensor, weight: Tensor) -> Tensor:
     """(B, C) in [0, 1]: how much each channel of h (B, C, *spatial) speaks for the sample's domain.
@@ -81,7 +83,8 @@ class DomainDrop(Sided, ByDomain):
     drop in [0, 1): the share of channels to drop, `probability`: of the steps that drop. lam >= 0: how much the network
     is trained against the classifiers of domains. weight >= 0, temperature > 0: of the agreement. stages: drop at "one"
     tap of a step, or at "all". random: draw by score; otherwise the largest scores go. rescale: keep the mean of the
-    mask at 1. taps: names of modules that give (B, C) or (B, C, *spatial); None: the network's first two.
+    mask at 1. taps: names of modules that give (B, C) or (B, C, *spatial); None: layer1 to layer4, as in the paper,
+    where the network has those, else its first two.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class DomainDrop(Sided, ByDomain):
 
     def on_setup(self, given: Setup) -> None:
         super().on_setup(given)
-        self.taps = Taps(given.model, self.tap_names, given.split)
+        self.taps = Taps(given.model, self.tap_names, given.split, published=STAGES)
 
     def observed(self) -> tuple[str, ...]:
         return self.taps.names
