@@ -196,10 +196,10 @@ def finish(job: Job) -> dict[str, Any]:
 
 def fingerprint(annotator: Annotator) -> str:
     """The class of an annotator, and a hash of what is in it."""
-    from joblib.externals import cloudpickle
+    from joblib.externals.loky.backend.reduction import dumps  # also takes classes of a script
 
     kind = type(annotator)
-    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(cloudpickle.dumps(annotator)).hexdigest()[:16]}"
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(dumps(annotator)).hexdigest()[:16]}"
 
 
 def fingerprint_of(folder: str | Path) -> str:
