@@ -91,3 +91,21 @@ def test_a_batch_without_domains_or_with_unknown_ones_is_refused():
         method.loss(model, (batch.x, batch.y))
     with pytest.raises(ValueError, match=r"the batch holds domain 3, the training table \[2, 4, 7\]"):
         method.loss(model, om.Batch(batch.x[:1], batch.y[:1], torch.tensor([3])))
+
+
+def test_elsewhere_than_on_the_cpu_unknown_domains_are_refused_a_little_later(monkeypatch):
+    monkeypatch.setattr("omnimix.domains.generalize.base.AT_ONCE", ())
+    model, batch, task = _world()
+    method = _set_up("vrex", model, task)
+    strange = om.Batch(batch.x[:3], batch.y[:3], torch.tensor([2, 3, 9]))
+    for step in range(9):
+        method.loss(model, strange if step == 4 else batch)
+        if step == 7:
+            with pytest.raises(ValueError, match=r"the batch holds domain 3, the training table \[2, 4, 7\]"):
+                method.after_step()
+        else:
+            method.after_step()
+    method.after_epoch()
+    method.loss(model, strange)
+    with pytest.raises(ValueError, match="the batch holds domain 3"):
+        method.after_epoch()

@@ -101,6 +101,31 @@ def test_calibration_bounds_the_share_that_moves():
     assert moved.sum() == 4
 
 
+def test_the_sample_on_the_threshold_stays():
+    model, method = trained()
+    held_out = om.Batch(torch.randn(40, 3, 6, 6, generator=draw(3)), torch.zeros(40), torch.full((40,), 4))
+    plain = model(held_out.x)
+    for allowed in range(41):
+        method.calibrate(model, [held_out], allowed / 40)
+        moved = (method.predict(model, held_out.x) != plain).any(dim=1).sum()
+        assert moved == min(allowed, 39)  # a distance of its own is never too far
+
+
+def test_a_domain_of_equal_samples_has_finite_distances():
+    model = Net()
+    method = om.create("tss").setup(model, om.Classification(3), om.Table(domain=torch.zeros(4, dtype=torch.long)))
+    same = om.Batch(X[:1].repeat(4, 1, 1, 1), torch.zeros(4), torch.zeros(4, dtype=torch.long))
+    method.after_training(model, [same])
+    assert all(spread == 0 for _, spread in method.bank.values())
+    assert method.calibrate(model, [same], 0.0) >= 0
+    assert torch.equal(method.predict(model, same.x), model(same.x))
+    method.alpha = 1e6
+    assert torch.isfinite(method.predict(model, X)).all()
+    assert not torch.isclose(method.predict(model, X[1:]), model(X[1:])).all(dim=1).any()
+    method.alpha = math.inf
+    assert torch.equal(method.predict(model, X), model(X))
+
+
 def test_state_carries_the_bank():
     model, method = trained(1.0)
     other = om.create("tss").setup(model, om.Classification(3), om.Table(domain=DOMAIN))

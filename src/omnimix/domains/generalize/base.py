@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.method import Method, Setup
 
+AT_ONCE = ("cpu",)
+"""Types of devices on which looking at a tensor waits for nothing."""
+
 
 class ByDomain(Method):
     """Base of methods whose loss looks at the domain of each sample.
 
     `domains` holds the ids in the training set, ascending, after setup. Subclasses define `domain_loss`; in evaluation
-    mode the loss is the plain one.
+    mode the loss is the plain one. A batch of another domain is a ValueError, on the CPU at once, on other devices with
+    the 1st, 2nd, 4th, 8th... step or the epoch, so that steps do not wait for the device.
     """
 
     needs: tuple[str, ...] = ("domain",)
@@ -25,6 +29,7 @@ class ByDomain(Method):
     def on_setup(self, given: Setup) -> None:
         assert given.table is not None
         self.domains = torch.unique(given.table["domain"])
+        self._strange: Tensor | None = None
 
     def group(self, batch: Batch) -> Tensor:
         """(B,) the place in `domains` of each sample; ValueError where the batch names none, or one not trained on."""
@@ -32,10 +37,33 @@ class ByDomain(Method):
             raise ValueError(f"{type(self).__name__} needs the domain of every sample: give Batch(x, y, domain=...)")
         known = self.domains.to(batch.domain.device)
         place = torch.searchsorted(known, batch.domain).clamp_(max=len(known) - 1)
-        if batch.domain.device.type == "cpu" and not torch.equal(known[place], batch.domain):
-            wrong = batch.domain[known[place] != batch.domain][0]
-            raise ValueError(f"the batch holds domain {int(wrong)}, the training table {known.tolist()}")
+        wrong = known[place] != batch.domain
+        if batch.domain.device.type in AT_ONCE:
+            if bool(wrong.any()):
+                raise self._stranger(batch.domain[wrong][0])
+        elif len(place):
+            first, none = wrong.int().argmax(), known[0]
+            found, before = torch.where(wrong[first], batch.domain[first], none), self._strange
+            self._strange = found if before is None else torch.where(before == none, found, before)
         return place
+
+    def _stranger(self, domain: Tensor) -> ValueError:
+        return ValueError(f"the batch holds domain {int(domain)}, the training table {self.domains.tolist()}")
+
+    def _check(self) -> None:
+        """ValueError if a batch since the last call held a domain that is not in the training table."""
+        strange, self._strange = self._strange, None
+        if strange is not None and int(strange) != int(self.domains[0]):
+            raise self._stranger(strange)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.steps_done & (self.steps_done - 1) == 0:
+            self._check()
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        self._check()
 
     def shares(self, batch: Batch) -> Tensor:
         """(P, B) for each of the P domains in the batch: 1 / count for its samples, 0 elsewhere.

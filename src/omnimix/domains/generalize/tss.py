@@ -130,11 +130,7 @@ class TSS(ByDomain):
         """Set alpha so that at most this share of the given samples, held out from the training domains, moves."""
         in_unit("share", share)
         found, _ = self._styles(model, batches)
-        ratios = []
-        for name, style in found.items():
-            centres, spreads = (value.to(style.device) for value in self.bank[name])
-            which, distance = nearest_style(style, centres)
-            ratios.append(distance / spreads[which])
+        ratios = [self._far(name, style)[1] for name, style in found.items()]
         worst = torch.stack(ratios).max(dim=0).values.sort().values
         self.alpha = float(worst[max(0, len(worst) - int(share * len(worst)) - 1)])
         return self.alpha
@@ -158,11 +154,18 @@ class TSS(ByDomain):
         with self.taps.rewrite({name: partial(self._shift, name) for name in self.bank}, model):
             return super().predict(model, x)
 
+    def _far(self, name: str, style: Tensor) -> tuple[Tensor, Tensor]:
+        """(style of the nearest domain (B, F), how far that is in its own samples' mean distances (B,)).
+
+        Where those samples are all alike, any other style is as good as infinitely far.
+        """
+        centres, spreads = (value.to(style.device) for value in self.bank[name])
+        which, distance = nearest_style(style, centres)
+        return centres[which], distance / spreads[which].clamp(min=torch.finfo(distance.dtype).tiny)
+
     def _shift(self, name: str, h: Tensor) -> Tensor:
-        centres, spreads = (value.to(h.device) for value in self.bank[name])
-        which, distance = nearest_style(styles(h), centres)
-        far = (distance > self.alpha * spreads[which]).view(-1, *[1] * (h.ndim - 1))
-        return torch.where(far, restyle(h, centres[which]), h)
+        new, distance = self._far(name, styles(h))
+        return torch.where((distance > self.alpha).view(-1, *[1] * (h.ndim - 1)), restyle(h, new), h)
 
     def state_dict(self) -> dict[str, Any]:
         bank = {name: {"centres": c, "spreads": r} for name, (c, r) in self.bank.items()}
