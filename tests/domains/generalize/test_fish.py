@@ -150,6 +150,35 @@ def test_idgm_is_risk_less_inner_products():
     assert torch.allclose(method.loss(net, om.Batch(x, y, domain)), risks.mean() - 0.5 * products)
 
 
+def test_three_steps_of_adam_agree_with_domainbed():
+    """Its class Fish at b93c22a with Adam of rate 0.05, weight decay 0.1 and meta_lr 0.5."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), nn.Linear(4, 3))
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(0.5 * torch.sin(torch.arange(p.numel()) * 1.7 + i).view(p.shape))
+    x, domain = torch.sin(torch.arange(36.0) * 1.3).view(12, 3), torch.arange(3).repeat_interleave(4)
+    y = torch.tensor([0, 1, 2, 0, 1, 1, 2, 0, 0, 1, 2, 2])
+    method = om.create("fish", eps=0.5, shuffle=False)
+    method.setup(net, om.Classification(3), om.Table(domain=domain))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05, weight_decay=0.1)
+    for t in range(3):
+        method.step(net, om.Batch(x + t, y, domain), optimizer)
+        method.after_step()
+    wanted = {
+        "0.0.weight": [-0.04172069, 0.27539098, -0.00874932, -0.24199624, 0.13310969, 0.18299654],
+        "0.0.bias": [0.20302708, 0.01433436, -0.25679964, 0.01633991],
+        "0.1.weight": [0.39368221, -0.28792292, -0.18021034, 0.20681915],
+        "0.1.bias": [0.13371691, -0.40725446, -0.01876348, 0.43784261],
+        "0.1.running_mean": [0.20516841, 0.07472359, -0.13670591, -0.101611],
+        "0.1.running_var": [0.67272401, 0.72208786, 0.71464354, 0.67604363],
+        "1.weight": [-0.18986726, -0.32973945, 0.32871822, 0.04790732, -0.56426412, 0.05408772],
+        "1.bias": [-0.32180619, 0.10763207, 0.28585082],
+    }
+    state = net.state_dict()
+    for name, values in wanted.items():
+        assert state[name].flatten()[: len(values)].tolist() == pytest.approx(values, abs=2e-6), name
+
+
 def test_a_batch_holds_the_domains_that_a_step_visits():
     domain = torch.arange(40) % 5
     method = om.create("fish", domains=2)
