@@ -36,15 +36,22 @@ def annotated(annotator: Annotator, documents: Sequence[Document]) -> dict[str, 
     return columns
 
 
-def texts(documents: Sequence[Document], column: str = "text") -> list[str]:
-    """A column of text of the documents; ValueError that tells which of them has none there."""
+def texts(documents: Sequence[Document], column: str | Sequence[str] = "text") -> list[str]:
+    """A column of text of the documents, or several joined by empty lines.
+
+    ValueError that tells which document has no text there.
+    """
+    columns = (column,) if isinstance(column, str) else tuple(column)
     found = []
     for row, document in enumerate(documents):
-        text = document.get(column)
-        if not isinstance(text, str):
-            raise ValueError(
-                f"document {row}: column {column!r} must hold text, got {text!r}; "
-                f"its columns are {', '.join(map(str, document))}"
-            )
-        found.append(text)
+        parts = []
+        for name in columns:
+            text = document.get(name)
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"document {row}: column {name!r} must hold text, got {text!r}; "
+                    f"its columns are {', '.join(map(str, document))}"
+                )
+            parts.append(text)
+        found.append("\n\n".join(parts))
     return found

@@ -5,6 +5,7 @@ from .base import Mean, Regressor
 from .bimix import BiMix, conditional_entropy, entropy_mixture, shannon_entropy
 from .design import MixtureDesign
 from .dmo import AtBudget, TransferLaw, optimal, optimal_range, perturbations
+from .domain2vec import Alignment, ThroughVectors, align, domain2vec, domain2vec_regmix, interval, meta_law
 from .domain_upsampling import branch_point, branches, domain_upsampling, grouped
 from .linear import OLS, Ridge
 from .mixing_laws import MixingLaw, nested
@@ -18,6 +19,7 @@ from .temperature import proportional, temperature, uniform
 from .unimax import unimax
 
 __all__ = [
+    "Alignment",
     "AtBudget",
     "BiMix",
     "How",
@@ -32,18 +34,24 @@ __all__ = [
     "RunTable",
     "Score",
     "Study",
+    "ThroughVectors",
     "TransferLaw",
+    "align",
     "autoscale",
     "branch_point",
     "branches",
     "conditional_entropy",
     "convex",
+    "domain2vec",
+    "domain2vec_regmix",
     "domain_ranking",
     "domain_upsampling",
     "entropy_mixture",
     "flops",
     "grouped",
+    "interval",
     "learning_curve",
+    "meta_law",
     "nested",
     "optimal",
     "optimal_range",
