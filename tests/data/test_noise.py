@@ -1,7 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from omnimix.data import flip_labels
+from omnimix.data.noise import GROUPS, group_sizes, spurious_toy
+from omnimix.domains.measure.groups import group_means, worst_group
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -39,3 +43,55 @@ def test_no_noise_and_nothing_but_noise() -> None:
 def test_refusals(y: torch.Tensor, share: float, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         flip_labels(y, 4, share, _generator())
+
+
+def test_labels_flipped_to_another_class_are_all_wrong_and_uniform() -> None:
+    y = torch.arange(20_000) % 5
+    noisy, mask = flip_labels(y, 5, 0.25, _generator(), other=True)
+    assert int(mask.sum()) == 5000
+    assert torch.equal(mask, noisy != y)
+    moved = torch.bincount((noisy - y)[mask] % 5, minlength=5).double()
+    assert moved[0] == 0
+    assert ((moved[1:] - 1250) ** 2 / 1250).sum() < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
+    assert torch.equal(flip_labels(y % 2, 2, 1.0, _generator(), other=True)[0], 1 - y % 2)
+    assert torch.equal(flip_labels(y, 5, 0.0, _generator(), other=True)[0], y)
+
+
+def test_the_toy_has_the_groups_of_the_paper() -> None:
+    assert group_sizes(1000, 0.99) == [495, 5, 5, 495]
+    assert group_sizes(1001, 0.5) == [250, 250, 250, 251]
+    assert group_sizes(10, 1.0) == [5, 0, 0, 5]
+    x, y, group = spurious_toy(group_sizes(1000, 0.99), _generator(), noise=3000)
+    assert torch.bincount(group).tolist() == [495, 5, 5, 495]
+    assert x.shape == (1000, 3010)
+    sign, attribute = torch.tensor(GROUPS)[group].unbind(1)
+    assert torch.equal(2 * y - 1, sign)
+    assert x[:, 10:].square().sum(dim=1).mean().item() == pytest.approx(1, rel=0.02)
+    for features, centre in ((x[:, :5], sign), (x[:, 5:10], attribute)):  # causal first, then spurious
+        assert (features - centre.unsqueeze(1)).mean().abs() < 4 * 0.5 / 5000**0.5
+        assert (features - centre.unsqueeze(1)).std().item() == pytest.approx(0.5, rel=0.05)
+    again = spurious_toy(group_sizes(1000, 0.99), _generator(), noise=3000)
+    assert torch.equal(x, again[0])
+
+
+def test_the_causal_features_of_the_toy_decide_as_their_law_says() -> None:
+    """The sum of d features of deviation 0.5 around the sign errs with probability Phi(-2 sqrt(d))."""
+    x, y, group = spurious_toy([20_000] * 4, _generator(), causal=1, spurious=0, noise=0)
+    wrong = ((x[:, 0] > 0).long() != y).double()
+    law = 0.5 * math.erfc(2 / 2**0.5)
+    assert wrong.mean().item() == pytest.approx(law, abs=4 * (law / 80_000) ** 0.5)
+    five = spurious_toy([20_000] * 4, _generator(), spurious=0, noise=0)
+    assert ((five[0].sum(dim=1) > 0).long() != five[1]).sum() <= 4  # 80,000 times 3.9e-6 is 0.3
+    means = group_means(wrong, group)[1]
+    worst = worst_group(wrong, group, higher_is_better=False)
+    assert worst >= wrong.mean() >= means.min()
+
+
+def test_refusals_of_the_toy() -> None:
+    for arguments, word in ((([1, 2, 3],), "groups"), (([1, 2, 3, -1],), "sizes")):
+        with pytest.raises(ValueError, match=word):
+            spurious_toy(*arguments, _generator())
+    with pytest.raises(ValueError, match="noise"):
+        spurious_toy([1] * 4, _generator(), noise=-1)
+    with pytest.raises(ValueError, match="correlation"):
+        group_sizes(10, 1.5)
