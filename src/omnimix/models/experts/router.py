@@ -75,6 +75,9 @@ class Routed(Slot):
         self.balance = load_balance(scores, chosen)
         return super().forward(x, *args, **kwargs)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "balance": None}  # of a pass, whose graph cannot be copied
+
 
 def routed(
     experts: Mapping[str, Sequence[nn.Module]],
