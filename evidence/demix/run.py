@@ -37,7 +37,7 @@ VOCABULARY, CONTEXT, ROWS = 1024, 128, 4  # rows of each topic in a step
 NETWORK = {"width": 64, "layers": 2, "heads": 4}
 STEPS, LR = 240, 5e-3
 DAPT_STEPS, DAPT_LR, DAPT_ROWS = 100, 1e-3, 8
-MEASURED, SAMPLED, BATCH = 50, 40, 10  # sequences of a topic to judge by, and to estimate priors from; of a batch
+MEASURED, SAMPLED, BATCH = 40, 30, 10  # sequences of a topic to judge by, and to estimate priors from; of a batch
 
 
 def documents(data: Path, work: Path) -> Packed:
