@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from omnimix.corpora.annotate import MANIFEST, WORK, Together, annotate, fingerprint_of
+from omnimix.corpora.annotate import WORK, Together, annotate, fingerprint_of
 from omnimix.corpora.proxy.documents import JSON_LINES, PARQUET, ipc_file, objects
 
 ROWS = [{"text": "word " * (i % 7) + str(i), "number": i, "tags": ["a"] * (i % 3)} for i in range(50)]
@@ -66,7 +66,9 @@ def read(path):
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and WORK not in p.parts}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and WORK not in p.parts
+    }
 
 
 NAMES = ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst", "d.parquet", "d.arrow", "stream.arrow"]
@@ -123,3 +125,156 @@ def test_a_killed_process_loses_a_chunk_at_most(tmp_path):
     assert process.wait() == -signal.SIGKILL
     annotate(tmp_path / "in", Length(), out, identity="length", batch=4, chunk=4)
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_what_is_finished_is_not_done_again(tmp_path):
+    source = write(tmp_path / "d.jsonl", ROWS)
+    first = annotate(source, Length(), tmp_path / "out", identity="length")
+    assert annotate(source, Stops(0), tmp_path / "out", identity="length") == first
+    (tmp_path / "out" / "d.jsonl").unlink()
+    assert annotate(source, Length(), tmp_path / "out", identity="length") == first
+    assert len(read(tmp_path / "out" / "d.jsonl")) == 50
+
+
+def another_annotator(folder, how):
+    how["identity"] = "other"
+
+
+def another_batch(folder, how):
+    how["batch"] = 9
+
+
+def another_keep(folder, how):
+    how["keep"] = ["text"]
+
+
+def one_more_file(folder, how):
+    write(folder / "e.jsonl", ROWS[:2])
+
+
+def changed_rows(folder, how):
+    write(folder / "d.jsonl", [{**row, "text": row["text"].upper()} for row in ROWS])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (another_annotator, 'another annotator: "length", now "other"'),
+        (another_batch, "another batch: 4, now 9"),
+        (another_keep, "another keep"),
+        (one_more_file, "another files"),
+        (changed_rows, "d.jsonl has changed since the job began"),
+    ],
+)
+@pytest.mark.parametrize("at", [7, 33, None])
+def test_another_job_is_refused_wherever_the_first_stood(change, said, at, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "d.jsonl", ROWS)
+    how = {"identity": "length", "batch": 4, "chunk": 10}
+    if at is None:
+        annotate(folder, Length(), tmp_path / "out", **how)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            annotate(folder, Stops(at), tmp_path / "out", **how)
+    change(folder, how)
+    with pytest.raises(ValueError, match=said):
+        annotate(folder, Length(), tmp_path / "out", **how)
+
+
+def test_a_touched_file_is_the_same_file(tmp_path):
+    source = write(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        annotate(source, Stops(33), tmp_path / "out", identity="length", batch=4, chunk=10)
+    source.touch()
+    assert annotate(source, Length(), tmp_path / "out", identity="length", batch=4, chunk=10)["rows"] == 50
+
+
+class Gives:
+    """Any columns."""
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def annotate(self, documents):
+        return {name: make(documents) for name, make in self.columns.items()}
+
+
+def strict(documents):
+    for row, document in enumerate(documents):
+        if document["number"] == 21:
+            raise ValueError(f"document {row}: 21 is not allowed")
+    return [0] * len(documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "annotator", "said"),
+    [
+        ("d.jsonl", Gives(x=strict), "d.jsonl, line 22: document 0: 21 is not allowed"),
+        ("d.parquet", Gives(x=strict), "d.parquet, row 22: document 0: 21 is not allowed"),
+        ("d.jsonl", Gives(x=lambda d: [0] * (len(d) + 1)), "line 1: Gives: column 'x' has 2 values for 1 documents"),
+        ("d.jsonl", Gives(text=lambda d: [0] * len(d)), "line 1: Gives: column 'text' is in the documents already"),
+        ("d.jsonl", Gives(x=lambda d: [float("nan")] * len(d)), "line 1: JSON cannot hold it"),
+        ("d.arrow", Gives(x=lambda d: [1, "a"] * (len(d) // 2)), "row 1 to row 4: the values of 'x' have no common"),
+        ("d.jsonl", Together([Gives(x=len), Gives(x=len)]), "two annotators give a column 'x'"),
+    ],
+)
+def test_errors_name_file_and_row(name, annotator, said, tmp_path):
+    source = write(tmp_path / name, ROWS)
+    with pytest.raises(ValueError, match=said):
+        annotate(source, annotator, tmp_path / "out", identity="x", batch=4)
+
+
+def test_a_file_that_breaks_off_is_named(tmp_path):
+    whole = write(tmp_path / "d.jsonl.gz", ROWS).read_bytes()
+    (tmp_path / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"d.jsonl.gz: cannot be read beyond line \d+"):
+        annotate(tmp_path / "d.jsonl.gz", Length(), tmp_path / "out", identity="x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_file_and_chosen_columns(name, tmp_path):
+    source = write(tmp_path / name, ROWS)
+    annotate(source, Length(), tmp_path / "some", identity="x", keep=["number"])
+    assert [set(row) for row in read(tmp_path / "some" / name)] == [{"number", "characters", "odd"}] * 50
+    if name.endswith(JSON_LINES):
+        write(source, [])
+        assert annotate(source, Length(), tmp_path / "none", identity="x")["rows"] == 0
+        assert read(tmp_path / "none" / name) == []
+
+
+def test_a_column_has_the_type_that_all_its_values_need(tmp_path):
+    source = write(tmp_path / "d.parquet", ROWS)
+    number = Gives(x=lambda d: [i if i < 20 else i / 2 for i in (one["number"] for one in d)])
+    annotate(source, number, tmp_path / "out", identity="x", batch=4, chunk=8)
+    assert pq.read_schema(tmp_path / "out" / "d.parquet").field("x").type == pa.float64()
+    assert [row["x"] for row in read(tmp_path / "out" / "d.parquet")][19:22] == [19, 10, 10.5]
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    write(folder / "d.jsonl", ROWS[:3])
+    write(folder / "more" / "d.jsonl", ROWS[:4])
+    annotate(folder, Length(), tmp_path / "out", identity="x")
+    assert len(read(tmp_path / "out" / "more" / "d.jsonl")) == 4
+    for out, said in ((folder, "lies in the output"), (tmp_path, "lies in the output")):
+        with pytest.raises(ValueError, match=said):
+            annotate(folder, Length(), out, identity="x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ValueError, match="holds something else"):
+        annotate(folder, Length(), tmp_path / "other", identity="x")
+    with pytest.raises(ValueError, match=r"would both be written as d\.jsonl"):
+        annotate([folder / "d.jsonl", folder / "more" / "d.jsonl"], Length(), tmp_path / "two", identity="x")
+
+
+def test_a_saved_annotator_is_known_by_its_files(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a").write_text("1")
+    first = fingerprint_of(tmp_path / "m")
+    shutil.copytree(tmp_path / "m", tmp_path / "n")
+    assert fingerprint_of(tmp_path / "n") == first
+    assert fingerprint_of(tmp_path / "m" / "a") == fingerprint_of(tmp_path / "n" / "a")
+    (tmp_path / "n" / "a").write_text("2")
+    assert fingerprint_of(tmp_path / "n") != first

@@ -202,11 +202,12 @@ def fingerprint(annotator: Annotator) -> str:
     return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(dumps(annotator)).hexdigest()[:16]}"
 
 
-def fingerprint_of(folder: str | Path) -> str:
-    """A hash of the files of a saved annotator."""
+def fingerprint_of(*saved: str | Path) -> str:
+    """A hash of the files of a saved annotator, named themselves or by their folder."""
     total = hashlib.sha256()
-    for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        total.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
+    for place in map(Path, saved):
+        for file in sorted(path for path in [place, *place.rglob("*")] if path.is_file()):
+            total.update(f"{file.relative_to(place)} {sha256(file)}\n".encode())
     return total.hexdigest()[:16]
 
 
@@ -266,7 +267,7 @@ def _source(file: Path, records: Sequence[Path]) -> dict[str, Any]:
             old = found.get("source", found)
     if old is not None and (old["size"], old["modified"]) == (state.st_size, state.st_mtime_ns):
         return old
-    now = {"file": str(file), "size": state.st_size, "sha256": sha256(file), "modified": state.st_mtime_ns}
+    now = {"size": state.st_size, "sha256": sha256(file), "modified": state.st_mtime_ns}
     if old is not None and old["sha256"] != now["sha256"]:
         raise ValueError(f"{file} has changed since the job began: annotate into another folder")
     return old or now

@@ -11,11 +11,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .proxy.documents import JSON_LINES, PARQUET, count_rows, ipc_file, objects, record_batches, schema_of
+import numpy as np
+import torch
+
+from ..core.random import integers
+from .proxy.documents import JSON_LINES, PARQUET, READ, count_rows, ipc_file, objects, record_batches, schema_of
 
 BLOCK = 2**20
 
@@ -23,6 +27,23 @@ BLOCK = 2**20
 def kind_of(file: Path) -> Lines | Records:
     """How the rows of a file are read and written."""
     return Lines(file) if file.name.endswith(JSON_LINES) else Records(file)
+
+
+def sampled(files: Iterable[Path], count: int, generator: torch.Generator) -> list[dict[str, Any]]:
+    """`count` random documents of a corpus, or all of a smaller one; one pass, which holds no more than them."""
+    source = np.random.default_rng(int(integers(2**31, 1, generator=generator)))
+    kept: list[dict[str, Any]] = []
+    seen = 0
+    for file in files:
+        kind = kind_of(file)
+        for _, rows, _ in kind.batches(READ, 0):
+            for document in kind.documents(rows):
+                seen += 1
+                if len(kept) < count:
+                    kept.append(document)
+                elif (place := int(source.integers(seen))) < count:
+                    kept[place] = document
+    return kept
 
 
 class Lines:
