@@ -270,13 +270,13 @@ def main() -> None:
         tables[f"mean loss of the training topics when {new} has come"] = (
             {
                 "dense before": [mean(run["dense"][name] for name in TOPICS) for run in runs],
-                "dense, adapted": [mean(run["added"][new]["old, dense"].values()) for run in runs],
+                "dense after": [mean(run["added"][new]["old, dense"].values()) for run in runs],
                 "demix before, own expert": [mean(run["demix"][name]["own expert"] for name in TOPICS) for run in runs],
-                "demix, own expert": [mean(run["added"][new]["old, own expert"].values()) for run in runs],
+                "demix after, own expert": [mean(run["added"][new]["old, own expert"].values()) for run in runs],
                 "demix before, uniform prior": [
                     mean(run["demix"][name]["uniform prior"] for name in TOPICS) for run in runs
                 ],
-                "demix, uniform prior": [
+                "demix after, uniform prior": [
                     mean(run["added"][new]["old, uniform prior"].values()) for run in runs
                 ],
             }, "dense before", False,
