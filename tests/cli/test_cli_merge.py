@@ -125,6 +125,10 @@ def agreement(folder):
 
 def broken(folder):
     return "good"
+
+def rows(folder):
+    Path("calls").open("a").write("x")
+    return load_file(Path(folder) / "model.safetensors")["a.weight"].sum(1)
 """
 
 
@@ -151,7 +155,8 @@ def test_evaluation_tries_operators_and_coefficients_and_keeps_the_best(call, mo
     assert card["evaluation"] == said
     assert f"| {best['name']} |" in (tmp_path / "out" / "README.md").read_text()
     assert (tmp_path / "calls").read_text() == "x" * 16
-    assert not (tmp_path / "out.evaluation" / "candidate").exists()
+    assert sorted(path.suffix for path in (tmp_path / "out.evaluation").iterdir()) == [".html", ".sqlite"]
+    assert "linear" in (tmp_path / "out.evaluation" / "report.html").read_text()
     assert call(*how, "-o", "out")[0] == 0  # nothing is measured again
     assert (tmp_path / "calls").read_text() == "x" * 16
 
@@ -174,3 +179,27 @@ def test_a_stopped_evaluation_goes_on_and_another_direction_is_another_choice(ca
     code, _, err = call(*how[:3], "--evaluate", "judge.py:broken", "-o", "out3")
     assert code == 2
     assert "must return a number, got 'good'" in err
+
+
+def test_an_adapter_and_a_value_for_every_example(call, models, tmp_path):
+    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "lora").mkdir()
+    key = "base_model.model.a.lora"
+    save_file({f"{key}_A.weight": torch.ones(1, 3), f"{key}_B.weight": torch.ones(4, 1)},
+              tmp_path / "lora" / "adapter_model.safetensors")  # fmt: skip
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 2}')
+    how = ("task-arithmetic", "z+lora", "b", "--base", "z", "--evaluate", "judge.py:rows", "--draws", "0", "-o", "out")
+    code, out, err = call(*how, "--json")
+    assert code == 0, err
+    scores = {row["name"]: row for row in json.loads(out)["evaluation"]["scores"]}
+    wide = models[2]["a.weight"].sum(1) + 6
+    assert scores["z+lora"]["score"] == pytest.approx(float(wide.mean()), abs=1e-4)
+    both = wide + models[1]["a.weight"].sum(1) - models[2]["a.weight"].sum(1)
+    assert scores["task-arithmetic"]["score"] == pytest.approx(float(both.mean()), abs=1e-4)
+    low, high = scores["z+lora"]["ci95"]
+    assert low < scores["z+lora"]["score"] < high
+    torch.testing.assert_close(load_file("out/model.safetensors")["a.weight"].sum(1), both)
+    assert "95 % interval" in (tmp_path / "out.evaluation" / "report.html").read_text()
+    code, _, err = call(*how)
+    assert code == 0, err
+    assert (tmp_path / "calls").read_text() == "x" * 4

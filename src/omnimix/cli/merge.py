@@ -25,7 +25,9 @@ def merge(
             help="How to merge, or a recipe (.yaml); with --evaluate methods with commas between.",
         ),
     ],
-    models: Annotated[list[str] | None, typer.Argument(help="Local folders, or files of weights.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Local folders, or files of weights; MODEL+ADAPTER adds a LoRA adapter.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the merged model; new.")] = None,
     base: Annotated[str | None, typer.Option(help="The model that the others were fine-tuned from.")] = None,
     weight: Annotated[str | None, typer.Option(help="One number a model, as 0.3,0.7.")] = None,
@@ -43,7 +45,7 @@ def merge(
         str | None,
         typer.Option(
             metavar="FILE.py:FUNCTION",
-            help="Try methods and coefficients, keep the best by this function of a model's folder.",
+            help="Try methods and coefficients, report, and keep the best by this function of a folder.",
         ),
     ] = None,
     draws: Annotated[int, typer.Option(help="With --evaluate: draws of the open coefficients, a method.")] = 8,
@@ -51,6 +53,7 @@ def merge(
         bool, typer.Option("--lower", help="With --evaluate: lower is better, as for perplexity.")
     ] = False,
     draw_seed: Annotated[int, typer.Option(help="With --evaluate: seed of the draws.")] = 0,
+    jobs: Annotated[int, typer.Option(help="With --evaluate: merges that are measured at a time.")] = 1,
     check: Annotated[bool, typer.Option("--check", help="Say what stands in the way, and write nothing.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
@@ -79,7 +82,7 @@ def merge(
                     raise ValueError("--evaluate merges: it needs --out DIR, and goes without --check")
                 names = [what] if what.endswith((".yaml", ".yml")) else what.split(",")
                 recipes = [_recipe(name, models or [], base, _taken(name, given), dtype) for name in names]
-                recipe, evaluation = _best(recipes, evaluate, out, draws, draw_seed, lower, how)
+                recipe, evaluation = _best(recipes, evaluate, out, draws, draw_seed, lower, jobs, how)
             plan = checkpoint.plan_merge(recipe, **how)
         except checkpoint.Disagreement as error:
             _tell_differences(error, as_json)
@@ -132,10 +135,10 @@ def _taken(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _best(
-    recipes: list[Any], text: str, out: Path, draws: int, seed: int, lower: bool, how: dict[str, Any]
+    recipes: list[Any], text: str, out: Path, draws: int, seed: int, lower: bool, jobs: int, how: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The best recipe of a sweep, and what its card says of it."""
-    from ..compare import merging
+    from ..compare import merging, merging_report
 
     judge = merging.Judge.of(text)
     asked = merging.candidates(recipes, draws, seed)
@@ -148,7 +151,9 @@ def _best(
             done += 1
             ended(f"{score.name} {_said(score.options)}: {score.value:.6g}")
 
-        scores = merging.evaluate(asked, judge, out.with_name(out.name + ".evaluation"), told=told, **how)
+        work = out.with_name(out.name + ".evaluation")
+        scores = merging.evaluate(asked, judge, work, told=told, workers=jobs, **how)
+    report = merging_report.write(scores, work, judge=text, lower=lower, store=work / merging.STORE)
     order = merging.ranked(scores, lower)
     table = Table("model or operator", "options", "score", "seconds")
     for score in order[:SHOWN]:
@@ -157,7 +162,16 @@ def _best(
     best = next(score for score in order if score.recipe is not None)
     if order[0].recipe is None:
         tell.print(f"no merge is better than {order[0].name} alone ({order[0].value:.6g})", markup=False)
-    rows = [{"name": score.name, "options": dict(score.options), "score": score.value} for score in order]
+    tell.print(f"report: {report}", markup=False)
+    rows = [
+        {
+            "name": score.name,
+            "options": dict(score.options),
+            "score": score.value,
+            "ci95": score.interval and [*score.interval],
+        }
+        for score in order
+    ]
     return best.recipe, {"function": text, "lower_is_better": lower, "draws": draws, "seed": seed, "scores": rows}
 
 
