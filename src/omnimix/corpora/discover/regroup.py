@@ -6,7 +6,7 @@ mean distance a to its own cluster and b to the nearest other one
     s = (b - a) / max(a, b)  in -1..1.
 
 Documents of the evaluation go to the nearest centroid of the TRAINING documents; their shares are the target q of
-`RandB`. Ge et al., "R&B: Domain Regrouping and Data Mixture Balancing for Efficient Foundation Model Training",
+`RAndB`. Ge et al., "R&B: Domain Regrouping and Data Mixture Balancing for Efficient Foundation Model Training",
 arXiv 2505.00358, 2025. Cost: embedding every document once, one k-means a k.
 """
 

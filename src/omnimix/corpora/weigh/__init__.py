@@ -5,7 +5,7 @@ from .base import Mean, Regressor
 from .bimix import BiMix, conditional_entropy, entropy_mixture, shannon_entropy
 from .design import MixtureDesign
 from .dmo import AtBudget, TransferLaw, optimal, optimal_range, perturbations
-from .domain2vec import Alignment, ThroughVectors, align, domain2vec, domain2vec_regmix, interval, meta_law
+from .domain2vec import Alignment, align, domain2vec, domain2vec_regmix
 from .domain_upsampling import branch_point, branches, domain_upsampling, grouped
 from .linear import OLS, Ridge
 from .mixing_laws import MixingLaw, nested
@@ -34,7 +34,6 @@ __all__ = [
     "RunTable",
     "Score",
     "Study",
-    "ThroughVectors",
     "TransferLaw",
     "align",
     "autoscale",
@@ -49,9 +48,7 @@ __all__ = [
     "entropy_mixture",
     "flops",
     "grouped",
-    "interval",
     "learning_curve",
-    "meta_law",
     "nested",
     "optimal",
     "optimal_range",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
 from ...core import random
@@ -41,6 +42,8 @@ DRAWS = 100_000
 """Of the paper's search."""
 TIE = 1e-6
 GAP = 1e-9
+ZERO = 1e-8
+"""Below this, a difference of probabilities is none."""
 ROWS = 8192
 """Mixtures whose distances are computed at a time."""
 
@@ -256,39 +259,40 @@ def _least_absolute(objective: Alignment, caps: Array, prior: Array, tie: float)
     """The linear programme min sum_i t_i, |V r - q| <= t; with tie > 0, of its solutions the nearest to the prior."""
     v, q = objective.matrix, objective.target
     n, k = v.shape
-    above, below = np.hstack([v, -np.eye(n)]), np.hstack([-v, -np.eye(n)])
-    sides, ends = np.vstack([above, below]), np.concatenate([q, -q])
-    sums = np.concatenate([np.ones(k), np.zeros(n)])
+    sides = np.block([[v, -np.eye(n)], [-v, -np.eye(n)]])
+    costs, sums = np.repeat([0.0, 1.0], [k, n]), np.repeat([1.0, 0.0], [k, n])
     bounds = [(0.0, cap) for cap in caps] + [(0.0, None)] * n
-    costs = np.concatenate([np.zeros(k), np.ones(n)])
-    found = linprog(costs, sides, ends, sums[None], [1.0], bounds)
+    found = linprog(costs, sides, np.concatenate([q, -q]), sums[None], [1.0], bounds)
     if not found.success:
         raise ValueError(f"the nearest mixture was not found: {found.message}")
     r = np.clip(found.x[:k], 0, caps)
     r /= r.sum()
-    if not tie:
+    d = v @ r - q
+    off = np.abs(d) > ZERO
+    # directions in which the sum stays 1 and what agrees with the target still does: none, as a rule
+    free = null_space(np.vstack([v[~off], np.ones((1, k))]), rcond=ZERO)
+    if not tie or not free.shape[1]:
         return np.asarray(r)
-    least = float(objective.predict(r[None])[0])
+    # the distances off the target keep their signs, so that their sum is linear
+    signs = np.sign(d[off])
+    limits = np.vstack([free, -free, signs[:, None] * (v[off] @ free), -(signs @ v[off] @ free)[None]])
+    room = np.concatenate([r, caps - r, np.abs(d[off]), [GAP]])
 
-    def divergence(x: Array) -> float:
-        w = np.maximum(x[:k], FLOOR)
+    def divergence(z: Array) -> float:
+        w = np.maximum(r + free @ z, FLOOR)
         return float((w * np.log(w / prior)).sum())
 
-    def slope(x: Array) -> Array:
-        return np.concatenate([np.log(np.maximum(x[:k], FLOOR) / prior) + 1, np.zeros(n)])
-
-    start = np.concatenate([r, np.abs(v @ r - q)])
-    room = [
-        {"type": "eq", "fun": lambda x: sums @ x - 1, "jac": lambda x: sums},
-        {"type": "ineq", "fun": lambda x: ends - sides @ x, "jac": lambda x: -sides},
-        {"type": "ineq", "fun": lambda x: least + tie - costs @ x, "jac": lambda x: -costs},
-    ]
-    moved = minimize(divergence, start, jac=slope, method="SLSQP", bounds=bounds, constraints=room,
-                     options={"maxiter": 200, "ftol": 1e-12})  # fmt: skip
-    w = np.clip(moved.x[:k], 0, caps)
+    moved = minimize(
+        divergence, np.zeros(free.shape[1]), method="SLSQP",
+        jac=lambda z: free.T @ (np.log(np.maximum(r + free @ z, FLOOR) / prior) + 1),
+        constraints={"type": "ineq", "fun": lambda z: room + limits @ z, "jac": lambda z: limits},
+        options={"maxiter": 200, "ftol": 1e-12},
+    )  # fmt: skip
+    w = np.clip(r + free @ moved.x, 0, caps)
     w /= w.sum()
-    kept = (w <= caps + 1e-9).all() and float(objective.predict(w[None])[0]) <= least + 2 * tie
-    return np.asarray(w if kept and divergence(w) < divergence(r) else r)
+    least = float(objective.predict(r[None])[0])
+    kept = (w <= caps + 1e-9).all() and float(objective.predict(w[None])[0]) <= least + ZERO
+    return np.asarray(w if kept else r)
 
 
 def _shares(names: Sequence[str], sizes: Mapping[str, float] | None) -> Array:
