@@ -116,6 +116,27 @@ def test_the_ends_of_alpha_and_equal_sizes():
     assert not torch.allclose(logits[2], logits[1])
 
 
+def test_the_reference_code_with_the_same_weights():
+    """Logits and gradients of pixeli99/MixLN at ff45826 (NORM_TYPE=post_pre, POST_NUM=1), recorded from its layers."""
+    with torch.random.fork_rng():
+        network = MixLanguageModel(30, ["post", "pre", "pre", "pre"], width=16, heads=2, inner=24).double()
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, p in sorted(network.named_parameters()):
+            p.copy_(0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64) + (1 if p.ndim == 1 else 0))
+    logits = network(tokens(1))
+    for found, expected in (
+        (logits[0, -1, :4], [1.4197289, 0.4268466, -1.3899537, -0.4224130]),
+        (logits[2, 3, :4], [-0.7370500, 1.0678511, -1.3753336, 0.1731155]),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected).double(), atol=2e-6, rtol=0)
+    total = logits.logsumexp(-1).sum()
+    assert float(total) == pytest.approx(83.0751026, abs=1e-4)
+    total.backward()
+    expected = torch.tensor([24.4577679, 21.8417851, 20.5660380, 16.6195355]).double()
+    torch.testing.assert_close(gradient_norms(network.blocks), expected, atol=1e-3, rtol=0)
+
+
 def test_initial_weights():
     network = MixLanguageModel(3000, ["post", "deep"], width=64, heads=4)
     assert float(network.embed.weight.std()) == pytest.approx(math.sqrt(0.4), rel=0.02)
