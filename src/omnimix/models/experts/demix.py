@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.split import evaluating
 from .base import Route, Routing, Slot, check_name, feed_forwards, logits_of, replace, slots, train_only
 
 
@@ -163,12 +164,8 @@ class DEMix(nn.Module):
 
     @torch.no_grad()
     def _probe(self, probe: Tensor, domains: Sequence[str]) -> list[Tensor]:
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        found = [logits_of(self(probe, domain=name)) for name in domains]
-        for module, mode in modes.items():
-            module.training = mode
-        return found
+        with evaluating(self):
+            return [logits_of(self(probe, domain=name)) for name in domains]
 
     def dense(self, domain: str) -> nn.Module:
         """The model with the feed-forward networks of one domain back in their places; this wrapper is done with."""
