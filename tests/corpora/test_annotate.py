@@ -10,12 +10,15 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from omnimix.corpora.annotate import WORK, Together, annotate, fingerprint_of
 from omnimix.corpora.proxy.documents import JSON_LINES, PARQUET, ipc_file, objects
+from omnimix.corpora.shards import sampled
 
 ROWS = [{"text": "word " * (i % 7) + str(i), "number": i, "tags": ["a"] * (i % 3)} for i in range(50)]
 
@@ -232,6 +235,14 @@ def test_a_file_that_breaks_off_is_named(tmp_path):
         annotate(tmp_path / "d.jsonl.gz", Length(), tmp_path / "out", identity="x")
 
 
+def test_text_of_all_scripts_stays_text(tmp_path):
+    source = tmp_path / "d.jsonl"
+    source.write_text('{"text": "é 水"}\n{"text": "half: \\ud83d"}\n', encoding="utf-8")
+    annotate(source, Gives(x=lambda d: [1] * len(d)), tmp_path / "out", identity="x")
+    whole = (tmp_path / "out" / "d.jsonl").read_text(encoding="utf-8")
+    assert whole == '{"text": "é 水", "x": 1}\n{"text": "half: \\ud83d", "x": 1}\n'
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_file_and_chosen_columns(name, tmp_path):
     source = write(tmp_path / name, ROWS)
@@ -267,6 +278,18 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         annotate(folder, Length(), tmp_path / "other", identity="x")
     with pytest.raises(ValueError, match=r"would both be written as d\.jsonl"):
         annotate([folder / "d.jsonl", folder / "more" / "d.jsonl"], Length(), tmp_path / "two", identity="x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_random_and_without_repetition(name, tmp_path):
+    file = write(tmp_path / name, ROWS)
+    found = [sampled([file, file], 20, torch.Generator().manual_seed(s)) for s in range(40)]
+    assert all(len(one) == 20 for one in found)
+    counts = np.bincount([row["number"] for one in found for row in one], minlength=50)
+    assert counts.mean() == 16
+    assert 0.3 < counts.var() / (16 * 0.8) < 2
+    everything = sampled([file], 99, torch.Generator())
+    assert everything == ROWS
 
 
 def test_a_saved_annotator_is_known_by_its_files(tmp_path):

@@ -147,6 +147,8 @@ def samplemix(
         }  # fmt: skip
         rater, known = out / "rater", out / "rater" / "given.json"
         if not known.exists():
+            if not quiet:
+                console(stderr=True).print("making the clusters from a sample of the documents", markup=False)
             _fit(data, given).save(rater)
             known.write_text(json.dumps(given) + "\n", encoding="utf-8")
         elif (old := json.loads(known.read_text(encoding="utf-8"))) != given:
@@ -170,7 +172,7 @@ def _fit(data: list[Path], given: dict[str, Any]) -> SampleMix:
     from ..corpora.discover.embed import TfidfSVD
     from ..corpora.proxy.documents import find_files
     from ..corpora.score import OrdinalQuality, QualityColumns, SampleMix, qualities
-    from ..corpora.shards import sampled
+    from ..corpora.shards import documents, sampled
 
     if bool(given["quality"]) == bool(given["rated"]):
         raise ValueError("say where quality comes from: --quality COLUMN, or --rated FILE with --rating COLUMN")
@@ -179,9 +181,9 @@ def _fit(data: list[Path], given: dict[str, Any]) -> SampleMix:
     if given["quality"]:
         scorer = QualityColumns(*given["quality"])
     else:
-        documents = sampled(find_files(given["rated"]), 10**9, generator)
-        ratings = qualities(QualityColumns(given["rating"]), documents)
-        scorer = OrdinalQuality(given["levels"], text=given["text"]).fit(documents, ratings)
+        known = list(documents(find_files(given["rated"])))
+        ratings = qualities(QualityColumns(given["rating"]), known)
+        scorer = OrdinalQuality(given["levels"], text=given["text"]).fit(known, ratings)
     return SampleMix.fit(
         sampled(find_files(data), given["sample"], generator), scorer, clusters=given["clusters"],
         embedder=None if given["embedding"] else TfidfSVD(given["dimensions"]), embedding=given["embedding"],

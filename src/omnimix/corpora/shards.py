@@ -29,20 +29,23 @@ def kind_of(file: Path) -> Lines | Records:
     return Lines(file) if file.name.endswith(JSON_LINES) else Records(file)
 
 
-def sampled(files: Iterable[Path], count: int, generator: torch.Generator) -> list[dict[str, Any]]:
-    """`count` random documents of a corpus, or all of a smaller one; one pass, which holds no more than them."""
-    source = np.random.default_rng(int(integers(2**31, 1, generator=generator)))
-    kept: list[dict[str, Any]] = []
-    seen = 0
+def documents(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of files, one after the other, read a few hundred at a time."""
     for file in files:
         kind = kind_of(file)
         for _, rows, _ in kind.batches(READ, 0):
-            for document in kind.documents(rows):
-                seen += 1
-                if len(kept) < count:
-                    kept.append(document)
-                elif (place := int(source.integers(seen))) < count:
-                    kept[place] = document
+            yield from kind.documents(rows)
+
+
+def sampled(files: Iterable[Path], count: int, generator: torch.Generator) -> list[dict[str, Any]]:
+    """`count` random rows of files, or all if they hold fewer; one pass, which holds no more than them."""
+    source = np.random.default_rng(int(integers(2**31, 1, generator=generator)))
+    kept: list[dict[str, Any]] = []
+    for seen, document in enumerate(documents(files), 1):
+        if len(kept) < count:
+            kept.append(document)
+        elif (place := int(source.integers(seen))) < count:
+            kept[place] = document
     return kept
 
 
@@ -79,7 +82,10 @@ class Lines:
 
     def _line(self, row: dict[str, Any], new: dict[str, Any], place: str, keep: Sequence[str] | None) -> str:
         try:
-            return json.dumps((row if keep is None else {name: row[name] for name in keep}) | new, allow_nan=False)
+            whole = (row if keep is None else {name: row[name] for name in keep}) | new
+            line = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+            # half a surrogate pair, which UTF-8 has not, is in the file as an escape
+            return line if _encodable(line) else json.dumps(whole, allow_nan=False)
         except KeyError as error:
             raise ValueError(f"{self.file}, {place}: no column {error}; it has {', '.join(row)}") from None
         except (ValueError, TypeError) as error:
@@ -182,6 +188,14 @@ class Records:
             for part in parts:
                 table = pa.concat_tables([schema.empty_table(), opened(part).read_all()], promote_options="permissive")
                 out.write_table(table)
+
+
+def _encodable(line: str) -> bool:
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def put(path: Path, body: bytes) -> None:

@@ -97,8 +97,7 @@ class SampleMix:
         return replace(self, sampling=sampling)
 
     def annotate(self, documents: Sequence[Document]) -> dict[str, list[Any]]:
-        if not documents:
-            raise ValueError("there are no documents to annotate")
+        """The columns of one or more documents; what they say of one does not depend on the others."""
         found = self.rate(documents)
         columns = {"quality": found.quality, "cluster": found.cluster}
         if self.sampling is None:
