@@ -251,6 +251,74 @@ def test_the_other_package_name():
     assert module.seen[0][1].shape == (8, 3)
 
 
+class Judged(Asking):
+    """Logs its validation loss, and has a batch norm whose statistics must follow the averaged weights."""
+
+    def __init__(self, outputs=3):
+        super().__init__(outputs)
+        self.net.insert(1, nn.BatchNorm1d(8))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+def test_swad_follows_validation_and_leaves_the_mean_weights():
+    module, mixing = Judged(), Mixing("swad", THREE, in_step=True, patience=2, tolerance=2)
+    fit(module, mixing, batches(), valid=batches(), max_epochs=5)
+
+    own = Judged()
+    method = om.create("swad", patience=2, tolerance=2)
+    method.setup(own.net, THREE, steps=15, generator=torch.Generator().manual_seed(0))
+    optimizer = own.configure_optimizers()
+    for _ in range(5):
+        own.net.train()
+        for batch in batches():
+            method.step(own.net, om.Batch.of(batch), optimizer)
+            method.after_step()
+        own.net.eval()
+        with torch.no_grad():
+            losses = [F.cross_entropy(own.net(x), y) * len(y) for x, y in batches()]
+        method.after_validation(sum(losses).item() / len(X))
+    last = weights(own)
+    own.net.train()
+    method.after_training(own.net, map(om.Batch.of, batches()))
+    assert torch.allclose(weights(module), weights(own), atol=1e-6)
+    assert torch.allclose(module.net[1].running_mean, own.net[1].running_mean, atol=1e-6)
+    assert not torch.allclose(weights(module), last, atol=1e-4)
+
+
+def test_qt_dog_leaves_rounded_weights():
+    class Convolves(Asking):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(8, 3))
+
+    module, mixing = Convolves(), Mixing("qt-dog", THREE, in_step=True, bits=3, start=0.5)
+    fit(module, mixing, batches(), max_epochs=2)
+    assert all(len(row.unique()) <= 8 for row in module.net[1].weight)
+    rates = {group["lr"] for group in mixing.method.side.optimizer.param_groups}
+    assert rates == {0.1}  # that of the module's SGD
+    assert isinstance(mixing.method.side.optimizer, torch.optim.SGD)
+
+
+def test_styles_of_the_training_domains_come_from_the_loader():
+    class Maps(Asking):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+            )
+
+    domain = torch.arange(22) % 2
+    module, mixing = Maps(), Mixing("tss", THREE, in_step=True, balance=0.0, alpha=0.0, taps=["1"])
+    fit(module, mixing, mixing.loader(TensorDataset(X, Y, domain), 8), max_epochs=1)
+    other = om.create("tss", taps=["1"]).setup(module.net, THREE, om.Table(domain=domain))
+    other.after_training(module.net, [om.Batch(X, Y, domain)])
+    for found, wanted in zip(mixing.method.bank["1"], other.bank["1"], strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert mixing.method.predict(module, X).shape == (22, 3)
+
+
 TWO = """
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -307,6 +375,12 @@ def test_two_processes_have_their_own_shares_and_draws_and_resume(tmp_path):
         (lambda: Mixing("c-mixup", om.Regression(1)).loader([(X[0], REAL[0])], 1), "omnimix.Table"),
         (lambda: next(iter(Mixing("c-mixup", om.Regression(1)).loader(TensorDataset(X, REAL), 4))), "has not begun"),
         (lambda: fit(Plain(), Mixing("mixup", THREE), DataLoader(X, 4)), "a batch must be"),
+        (lambda: fit(Asking(), Mixing("sam", THREE, in_step=True), batches()), "SAM makes more of a step"),
+        (lambda: fit(Asking(), Mixing("swad", THREE, in_step=True), batches()), "SWAD follows the validation loss"),
+        (
+            lambda: fit(Judged(), Mixing("swad", THREE, in_step=True, monitor="loss"), batches(), valid=batches()),
+            "Judged logs no 'loss'.*val_loss",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(make, message):

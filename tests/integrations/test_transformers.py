@@ -246,6 +246,38 @@ def test_regression_and_multilabel_heads_are_recognised(tmp_path):
     assert float(loss) == 1.25
 
 
+def test_swad_follows_evaluation_and_leaves_the_mean_weights(tmp_path):
+    seen = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            seen.append(weights(model).clone())
+
+    options = {"parameters": {"patience": 1, "ratio": 1e9}, "callbacks": [Watch()], "num_train_epochs": 3}
+    trainer = text_trainer(tmp_path, "swad", eval_strategy="epoch", **options)
+    trainer.train()
+    assert len(seen) == 15
+    assert torch.allclose(weights(trainer.model), torch.stack(seen).mean(dim=0), atol=1e-6)
+    assert not torch.allclose(weights(trainer.model), seen[-1], atol=1e-4)
+    trainer.evaluate()  # after training nothing is told any more
+    assert trainer.mixing.steps_done == 15
+
+
+def test_methods_see_the_training_set_again_and_the_optimiser(tmp_path):
+    class Looks(om.ERM):
+        def follow(self, optimizer):
+            self.rate = optimizer.param_groups[0]["lr"]
+
+        def after_training(self, model, batches):
+            with torch.no_grad():
+                self.shapes = [tuple(model(batch.x)["logits"].shape) for batch in batches]
+
+    trainer = MixTrainer(vit(), arguments(tmp_path, num_train_epochs=1), train_dataset=IMAGES, mixing=Looks())
+    trainer.train()
+    assert trainer.mixing.shapes == [(4, 3)] * 5
+    assert 0 < trainer.mixing.rate <= 1e-3
+
+
 def run(folder, mixing, model=None, **options):
     text_trainer(folder, mixing, model, **options).train()
 
@@ -255,6 +287,8 @@ def run(folder, mixing, model=None, **options):
     [
         (lambda f: run(f, "mixup", label_smoothing_factor=0.1), "leave out label_smoothing_factor"),
         (lambda f: run(f, "c-mixup"), "draws partners from the whole training set"),
+        (lambda f: run(f, "swad"), "SWAD follows the validation loss: validate"),
+        (lambda f: run(f, "sam"), "SAM makes more of a step"),
         (lambda f: run(f, "cutmix"), "mix tables and trees with mixup"),
         (lambda f: run(f, om.Mixup(), parameters={"alpha": 1.0}), "a Method that has them"),
         (lambda f: run(f, "manifold-mixup", parameters={"taps": ["bert.layers"]}), "tap 'bert.layers' is not a module"),

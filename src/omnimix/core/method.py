@@ -64,6 +64,8 @@ class Method:
     """Of how many samples it takes gradients before the first step."""
     follows_validation: ClassVar[bool] = False
     """Whether it cannot do without `after_validation`."""
+    own_step: ClassVar[bool] = False
+    """Whether `step` is more than one gradient of `loss` and a step of the user's optimiser."""
 
     generator: torch.Generator
     given: Setup | None = None
@@ -171,6 +173,9 @@ class Method:
             clip()
         optimizer.step()
         return loss.detach()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Told the user's optimiser after the backward pass, by loops that call `loss` rather than `step`."""
 
     def after_step(self) -> None:
         """Count the step."""

@@ -72,8 +72,11 @@ class Sided(Method):
         clip: Callable[[], Any] | None = None,
         **streams: Any,
     ) -> Tensor:
-        self._lead = optimizer
+        self.follow(optimizer)
         return super().step(model, batch, optimizer, backward, clip, **streams)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        self._lead = optimizer
 
     def after_step(self) -> None:
         if self.side is not None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..core.batch import Batch
 from ..core.checks import at_least
+from ..core.foreign import trainable_elsewhere
 from ..core.loader import _Batches, _only, _with_guests
 from ..core.method import Method, Mix
 from ..core.objective import MixedLoss
@@ -49,10 +50,14 @@ class Mixing(Callback):
     module's `forward`; for methods with a loss of their own (RegMixup, decoupled mixup, combinations). Names of taps
     are those of the only child of the module that has parameters, or of the module itself. table: columns of the
     training set for methods that need them; `loader` finds labels and domains by itself. seed: of all draws; every
-    process of a distributed run has its own stream.
+    process of a distributed run has its own stream. monitor: the name under which `validation_step` logs the loss that
+    methods such as SWAD follow.
 
-    A step of the method, also in its schedules, is a training batch, whatever `accumulate_grad_batches` is. The state
-    of the method is in Lightning's checkpoints. ValueError where method, task and module do not fit together.
+    A step of the method, also in its schedules, is a training batch, whatever `accumulate_grad_batches` is. When
+    training ends the method may change the weights (SWAD), with another pass over the training batches as the loader
+    gives them; save the module after `fit`. What predicts beside the network does so by
+    `mixing.method.predict(module, x)`. The state of the method is in Lightning's checkpoints. ValueError where method,
+    task and module do not fit together, and for methods such as SAM and Fish, whose steps Lightning does not take.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Mixing(Callback):
         in_step: bool = False,
         table: Table | None = None,
         seed: int = 0,
+        monitor: str = "val_loss",
         **parameters: Any,
     ) -> None:
         if isinstance(method, Method) and parameters:
@@ -76,6 +82,7 @@ class Mixing(Callback):
                 "in_step=True) and `return self.mixing.loss(self, batch)` in training_step"
             )
         self.task, self.in_step, self.table, self.seed = task, in_step, table, at_least("seed", seed, 0)
+        self.monitor = monitor
         self._loader: DataLoader[Any] | None = None
         self._ready = self._asked = False
         self._epoch = 0  # Lightning's own counter lags behind when a resumed run makes its first iterator
@@ -90,6 +97,7 @@ class Mixing(Callback):
         """
         if self.table is None:
             self.table = _table(dataset, self.method.needs)
+        self._dataset, self._batch_size = dataset, batch_size
         sampler = _PartnerRows(self, len(dataset), at_least("batch_size", batch_size, 1), drop_last)  # type: ignore[arg-type]
         if len(self.table) != sampler.size:
             raise ValueError(f"the data set has {sampler.size} rows, but the table has {len(self.table)}")
@@ -133,6 +141,7 @@ class Mixing(Callback):
             self._begin(trainer, pl_module, trainer.num_training_batches)
             if self._found is not None:
                 self.load_state_dict(self._found)
+        trainable_elsewhere(self.method, processes=trainer.world_size, validates=trainer.enable_validation)
         if self.in_step:
             if type(pl_module).forward.__module__.partition(".")[0] in ("lightning", "pytorch_lightning"):
                 raise ValueError(f"{type(pl_module).__name__} has no forward(x), which mixing.loss(self, batch) calls")
@@ -153,6 +162,10 @@ class Mixing(Callback):
         if self._loader is None:
             self.method.before_epoch()
 
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.optimizers:
+            self.method.follow(trainer.optimizers[0])
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if self.in_step and not self._asked:
             raise ValueError(
@@ -160,6 +173,31 @@ class Mixing(Callback):
                 "mixed; return that loss, or use in_step=False"
             )
         self.method.after_step()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        loss = trainer.callback_metrics.get(self.monitor)
+        if loss is not None:
+            self.method.after_validation(float(loss))
+        elif self.method.follows_validation:
+            raise ValueError(
+                f"{type(self.method).__name__} follows the validation loss, but {type(pl_module).__name__} logs no "
+                f"{self.monitor!r}: log it in validation_step, or name what is logged with Mixing(..., monitor=...); "
+                f"there are: {', '.join(trainer.callback_metrics) or 'none'}"
+            )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.method.after_training(_network(pl_module), self._all(trainer, pl_module.device))
+
+    def _all(self, trainer: Any, device: torch.device) -> Iterator[Batch]:
+        """The training batches once more, without guests."""
+        loader: Any = trainer.train_dataloader
+        if self._loader is not None:  # whose own batches would ask the method for guests
+            loader = DataLoader(self._dataset, self._batch_size)
+        with torch.random.fork_rng(devices=[]):
+            for data in loader:
+                yield Batch.of(data).alone.to(device)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.method.after_epoch()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.batch import Batch
+from ..core.foreign import trainable_elsewhere
 from ..core.method import Method
 from ..core.recipe import Mixed
 from ..core.registry import create
@@ -98,8 +99,10 @@ class MixTrainer(Trainer):
     larger share; the default taps of hidden methods are the first two layers.
 
     Draws follow from `args.seed`, with a stream for each process; the method's state is in the Trainer's checkpoints. A
-    step of the method, also in its schedules, is a training batch, whatever `gradient_accumulation_steps` is.
-    ValueError for label smoothing, `compute_loss_func`, decoders, and methods that need the whole training set.
+    step of the method, also in its schedules, is a training batch, whatever `gradient_accumulation_steps` is. Methods
+    such as SWAD follow "eval_loss" and change the weights when training ends, after `load_best_model_at_end`; save the
+    model then. ValueError for label smoothing, `compute_loss_func`, decoders, methods that need the whole training set,
+    and those such as SAM whose steps the Trainer does not take.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class MixTrainer(Trainer):
                 f"{type(model).__name__} is a decoder, which finds its last word by the token ids that mixing takes "
                 "away; use an encoder such as BERT"
             )
+        trainable_elsewhere(self.mixing, processes=self.args.world_size, validates=self.args.eval_strategy != "no")
         self.split = _Layers(model)
         self.mixing.setup(
             model,
@@ -161,8 +165,28 @@ class MixTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        self.mixing.after_step()
+        self.mixing.follow(cast(torch.optim.Optimizer, self.optimizer))
         return loss
+
+    def told_validation(self, metrics: Mapping[str, float]) -> None:
+        """Called with the metrics of every evaluation during training."""
+        if "eval_loss" in metrics:
+            self.mixing.after_validation(float(metrics["eval_loss"]))
+        elif self.mixing.follows_validation:
+            raise ValueError(
+                f"{type(self.mixing).__name__} follows the validation loss, but evaluation gives no 'eval_loss', only "
+                f"{', '.join(metrics)}: use one eval_dataset, with labels"
+            )
+
+    def training_batches(self) -> Iterator[Batch]:
+        """The training set once more, in the loader's order."""
+        model = cast(nn.Module, self.accelerator.unwrap_model(self.model))
+        with torch.random.fork_rng(devices=[]):
+            for found in self.get_train_dataloader():
+                inputs = dict(self._prepare_inputs(found))
+                labels = inputs.pop("labels")
+                with torch.no_grad():
+                    yield Batch(_Network(model, inputs, model).x, labels)
 
     def _mixing_file(self, folder: str) -> Path:
         return Path(folder) / f"omnimix-{self.args.process_index}.safetensors"
@@ -195,8 +219,22 @@ class _Life(TrainerCallback):
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.mixing.before_epoch()
 
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.mixing.after_step()
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.mixing.after_step()
+
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         self.trainer.mixing.after_epoch()
+
+    def on_evaluate(self, *_: Any, **given: Any) -> None:
+        if self.trainer.is_in_train:
+            self.trainer.told_validation(given["metrics"])
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        trainer.mixing.after_training(trainer.accelerator.unwrap_model(trainer.model), trainer.training_batches())
 
 
 class _Network(nn.Module):

@@ -60,6 +60,8 @@ class Fish(ByDomain):
     a step visits, which are then those in its batch; None: all.
     """
 
+    own_step = True
+
     def __init__(self, eps: float = 0.5, *, shuffle: bool = True, domains: int | None = None) -> None:
         self.eps, self.shuffle = in_unit("eps", eps), shuffle
         self.visited = None if domains is None else at_least("domains", domains, 1)

@@ -217,10 +217,13 @@ class QTDoG(Method):
         **streams: Any,
     ) -> Tensor:
         if self._due():
-            assert self.side is not None
+            self.follow(optimizer)
+        return super().step(model, batch, optimizer, backward, clip, **streams)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.side is not None:
             self.side.like(optimizer)
             self.rate = self.step_rate * optimizer.param_groups[0]["lr"]
-        return super().step(model, batch, optimizer, backward, clip, **streams)
 
     def after_step(self) -> None:
         if self.side is not None and not self.reference:

@@ -41,6 +41,8 @@ class SAM(Method):
     rho > 0: how far away, as a Euclidean distance in all weights.
     """
 
+    own_step = True
+
     def __init__(self, rho: float = 0.05) -> None:
         self.rho = positive("rho", rho)
 

@@ -181,10 +181,13 @@ class SMOS(Method):
         **streams: Any,
     ) -> Tensor:
         found = super().step(model, batch, optimizer, backward, clip, **streams)
+        self.follow(optimizer)
+        return found
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
         if self.side is not None:
             self.side.like(optimizer)
             self.rate = self.lr_mult * optimizer.param_groups[0]["lr"]
-        return found
 
     def after_step(self) -> None:
         if self.side is not None:
