@@ -8,6 +8,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from omnimix.corpora.discover import finetune  # noqa: E402
 from omnimix.corpora.discover.embed import Encoder, pooled  # noqa: E402
 from omnimix.corpora.discover.finetune import TransformerClassifier  # noqa: E402
 from omnimix.corpora.discover.taxonomy import Taxonomy, TaxonomyClassifier, agreement  # noqa: E402
@@ -90,12 +91,12 @@ def test_the_pooling_of_sentence_transformers_is_read(folder, tmp_path):
 
 
 def classifier(folder, **rest):
-    settings = {"batch": 16, "at_once": 8, "lr": 1e-2, "epochs": 10, **rest}
+    settings = {"batch": 8, "at_once": 8, "lr": 1e-2, "epochs": 10, **rest}
     return TransformerClassifier(folder, 3, **settings)
 
 
 def test_fine_tuning_learns_and_is_saved(folder, tmp_path):
-    given, fresh = documents(96), documents(60, seed=1)
+    given, fresh = documents(128, noise=0.3), documents(60, seed=1, noise=0.3)
     y, z = (TOPIC.soft([one["topic"] for one in part]) for part in (given, fresh))
     model = TaxonomyClassifier(TOPIC, classifier(folder))
     before = torch.random.get_rng_state()
@@ -115,12 +116,28 @@ def test_fine_tuning_learns_and_is_saved(folder, tmp_path):
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
 
 
+def test_the_epoch_that_was_best_on_validation_stays(folder, monkeypatch):
+    seen = []
+
+    def falling(probabilities, targets):
+        seen.append(probabilities)
+        return -float(len(seen)), 0.0
+
+    monkeypatch.setattr(finetune, "_by_label", falling)
+    texts, t = [one["text"] for one in documents(24)], np.eye(3)[np.arange(24) % 3]
+    model = classifier(folder, epochs=3)
+    model.fit(texts, t, (texts, t), torch.Generator().manual_seed(0))
+    assert model.worst == [-1, -2, -3]
+    assert model.probabilities(texts) == pytest.approx(seen[0], abs=1e-6)
+    assert not np.allclose(seen[0], seen[2], atol=1e-3)
+
+
 def test_large_batches_in_small_pieces_take_the_same_step(folder):
     given = [one["text"] for one in documents(16)]
     t = np.random.default_rng(0).dirichlet(np.ones(3), 16)
     states = []
     for at_once in (16, 5):
-        model = classifier(folder, at_once=at_once, epochs=1)
+        model = classifier(folder, batch=16, at_once=at_once, epochs=1)
         model.model.config.hidden_dropout_prob = 0.0
         for module in model.model.modules():
             if isinstance(module, torch.nn.Dropout):
