@@ -1,5 +1,6 @@
 """BSS: spectra before and after against the full transform, limits of the box, and hand values of the contrast."""
 
+import colorsys
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import omnimix as om
-from omnimix.domains.generalize.bss import exchange_amplitudes, jitter_colours, view_contrast
+from omnimix.domains.generalize.bss import exchange_amplitudes, jitter_colours, turn_hue, view_contrast
 from omnimix.testing import check_method
 
 
@@ -134,6 +135,21 @@ def test_jitter_is_shared_within_a_view():
     assert jitter_colours(X[:, :2], 0.4, draw()).shape == (4, 2, 6, 9)
 
 
+def test_hues_turn_as_in_the_standard_library():
+    pixels = torch.cat((X.permute(0, 2, 3, 1).reshape(-1, 3), torch.tensor([[0.0, 0, 0], [0.4, 0.4, 0.4], [1, 0, 0]])))
+    x = pixels.T.view(1, 3, 1, -1)
+    for turn in (0.0, 0.3, -0.45, 0.5):
+        found = turn_hue(x, turn)[0, :, 0].T
+        hsv = [colorsys.rgb_to_hsv(*row) for row in pixels.tolist()]
+        wanted = torch.tensor([colorsys.hsv_to_rgb((h + turn) % 1, s, v) for h, s, v in hsv], dtype=torch.float64)
+        assert torch.allclose(found, wanted, atol=1e-9)
+        assert torch.allclose(turn_hue(5 * x, turn)[0, :, 0].T, 5 * wanted)
+    first, second = (jitter_colours(X[:1].expand(2, -1, -1, -1), 0.0, draw(seed), 0.5) for seed in (0, 1))
+    assert torch.equal(first[0], first[1])
+    assert not torch.allclose(first, second)
+    assert torch.equal(jitter_colours(X[:, :2], 0.0, draw(), 0.5), X[:, :2])
+
+
 def test_the_loss_joins_labels_and_contrast():
     model = nn.Sequential(nn.Flatten(), nn.Linear(162, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     y = torch.tensor([0, 1, 2, 0])
@@ -146,10 +162,17 @@ def test_the_loss_joins_labels_and_contrast():
 
 def test_contract():
     assert len(check_method("bss")) >= 10
-    check_method("bss", jitter=0.4, views=3)
+    check_method("bss", jitter=0.4, hue=0.1, views=3)
 
 
 def test_refusals():
-    for name, value in (("ratio", (0.5, 0.1)), ("views", 1), ("weight", -1.0), ("negatives", "none"), ("jitter", 2)):
+    for name, value in (
+        ("ratio", (0.5, 0.1)),
+        ("views", 1),
+        ("weight", -1.0),
+        ("negatives", "none"),
+        ("jitter", 2),
+        ("hue", 0.6),
+    ):
         with pytest.raises(ValueError, match=name):
             om.create("bss", **{name: value})

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import omnimix as om
 from omnimix.core.sampler import by_class_and_domain
-from omnimix.domains.generalize.xded import ensemble_distillation
+from omnimix.domains.generalize.xded import ensemble_distillation, pixel_distillation
 from omnimix.testing import check_method
 
 
@@ -53,6 +53,42 @@ def test_large_temperature_is_squared_distance_of_centred_logits():
     teacher = torch.stack([centred[group == g].mean(0) for g in group])
     limit = (centred - teacher).square().sum() / (2 * 3 * 6)
     assert ensemble_distillation(output, group, 1000.0).item() == pytest.approx(limit.item(), rel=1e-2)
+
+
+def test_pixels_by_hand_and_against_rows():
+    two = torch.tensor([[2.0, 0.0], [0.0, 0.0]]).T.view(1, 2, 1, 2)  # two pixels of two logits
+    assert pixel_distillation(two, torch.zeros(1, 1, 2, dtype=torch.long), 4.0).item() == pytest.approx(
+        0.122763, abs=1e-6
+    )
+    output = torch.randn(3, 4, 2, 5, generator=draw(), dtype=torch.float64).requires_grad_()
+    label = torch.randint(3, (3, 2, 5), generator=draw(1))
+    rows = output.permute(0, 2, 3, 1).reshape(-1, 4)
+    assert torch.allclose(pixel_distillation(output, label), ensemble_distillation(rows, label.flatten(), 2.0))
+    ignored = label.clone()
+    ignored[0, 0], ignored[2, 1, 3] = 255, -100
+    kept = (ignored >= 0) & (ignored < 4)
+    found = pixel_distillation(output, ignored)
+    wanted = ensemble_distillation(rows[kept.flatten()], ignored[kept], 2.0) * kept.double().mean()
+    assert torch.allclose(found, wanted)
+    (grad,) = torch.autograd.grad(found, output)
+    assert grad.permute(0, 2, 3, 1)[~kept].abs().max() == 0
+    assert pixel_distillation(output, torch.full_like(label, 255)).item() == 0
+
+
+def test_dense_targets_are_trained_pixel_by_pixel():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    x, y = torch.randn(4, 2, 5, 6, generator=draw()), torch.randint(3, (4, 5, 6), generator=draw(1))
+    domain = torch.arange(4) % 2
+    method = om.create("xded", unistyle=False, lam=2.0)
+    method.setup(model, om.Classification(3), om.Table(domain=domain, label=y), generator=draw())
+    assert method.batches(2, 3, draw()) is None
+    output = model(x)
+    wanted = F.cross_entropy(output, y) + 2 * pixel_distillation(output, y, 2.0)
+    assert torch.allclose(method.loss(model, om.Batch(x, y, domain)), wanted, atol=1e-6)
+    method.temperature = 3.0
+    assert not torch.allclose(method.loss(model, om.Batch(x, y, domain)), wanted, atol=1e-4)
+    with pytest.raises(ValueError, match="one output a sample"):
+        method.loss(model, om.Batch(x, y[:, 0, 0], domain))
 
 
 def test_groups_hold_one_class_and_all_domains():

@@ -58,21 +58,37 @@ def exchange_amplitudes(x: Tensor, donor: Tensor, ratio: Tensor) -> Tensor:
     return result
 
 
-def jitter_colours(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def turn_hue(x: Tensor, turn: float) -> Tensor:
+    """Images x (N, 3, *spatial) >= 0 of red, green and blue, their hue turned by `turn` of the circle.
+
+    Value (the largest of the three) and saturation stay, also above 1.
+    """
+    value, low = x.amax(dim=1), x.amin(dim=1)
+    chroma = value - low
+    red, green, blue = (x / torch.where(chroma > 0, chroma, 1.0).unsqueeze(1)).unbind(1)
+    top = x.argmax(dim=1)
+    sixth = torch.where(top == 0, green - blue, torch.where(top == 1, 2.0 + blue - red, 4.0 + red - green)) + 6.0 * turn
+    places = [(sixth + n) % 6.0 for n in (5.0, 3.0, 1.0)]
+    return torch.stack([value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0) for k in places], dim=1)
+
+
+def jitter_colours(x: Tensor, strength: float, generator: torch.Generator, hue: float = 0.0) -> Tensor:
     """Images x (N, C, *spatial) >= 0 with brightness, contrast and, of three channels, saturation changed alike.
 
-    In random order; factors are uniform in [1 - strength, 1 + strength], one for all images.
+    In random order; factors are uniform in [1 - strength, 1 + strength], one for all images. hue in [0, 0.5]: the
+    largest turn of the hues of three channels, either way.
     """
     factors = (1.0 + strength * (2.0 * uniform(3, generator=generator) - 1.0)).tolist()
+    turn = hue * (2.0 * float(uniform(1, generator=generator)) - 1.0) if hue else 0.0
     weights = torch.tensor(GREY if x.shape[1] == 3 else [1.0 / x.shape[1]] * x.shape[1], device=x.device, dtype=x.dtype)
-    for which in permutation(3, generator).tolist():
+    for which in permutation(4 if hue else 3, generator).tolist():
         grey = torch.einsum("c,nc...->n...", weights, x).unsqueeze(1)
         if which == 0:
             x = x * factors[0]
         elif which == 1:
             x = torch.lerp(grey.mean(dim=tuple(range(1, x.ndim)), keepdim=True), x, factors[1])
         elif x.shape[1] == 3:
-            x = torch.lerp(grey.expand_as(x), x, factors[2])
+            x = torch.lerp(grey.expand_as(x), x, factors[2]) if which == 2 else turn_hue(x, turn)
     return x
 
 
@@ -107,7 +123,8 @@ class BSS(Method):
 
     ratio: (low, high), the share of the spectrum that sets the style. views >= 2. weight >= 0, temperature > 0: of the
     contrast. labels: whether the labels train too; without them this is pre-training. negatives: see `view_contrast`.
-    jitter in [0, 1]: strength of a change of colours that all images of a view share. black: the value of black, one
+    jitter in [0, 1]: strength of a change of colours that all images of a view share, hue in [0, 0.5]: the largest turn
+    of their hues, where they have three channels. black: the value of black, one
     for all channels or (C,); None: the lowest of each channel in the batch. fourier: exchange amplitudes image by image
     first, each with a donor and a share of its own, as plain Fourier augmentation does. x: (B, C, *spatial).
     """
@@ -122,6 +139,7 @@ class BSS(Method):
         labels: bool = True,
         negatives: Negatives = "same view",
         jitter: float = 0.0,
+        hue: float = 0.0,
         black: float | Sequence[float] | None = None,
         fourier: bool = False,
     ) -> None:
@@ -131,6 +149,9 @@ class BSS(Method):
         self.weight, self.temperature = non_negative("weight", weight), positive("temperature", temperature)
         self.negatives: Negatives = one_of("negatives", negatives, ("same view", "all views"))
         self.jitter, self.black, self.fourier = in_unit("jitter", jitter), black, fourier
+        if in_unit("hue", hue) > 0.5:
+            raise ValueError(f"hue must be a number in [0, 0.5], half the circle either way, got {hue!r}")
+        self.hue = hue
 
     def on_setup(self, given: Setup) -> None:
         self.split = given.split or Split(given.model)
@@ -143,8 +164,8 @@ class BSS(Method):
         else:
             black = torch.as_tensor(self.black, device=x.device, dtype=x.dtype).view(channel)
         light = x - black  # the mean of what is not negative has no sign to lose
-        if self.jitter:
-            light = jitter_colours(light, self.jitter, self.generator)
+        if self.jitter or self.hue:
+            light = jitter_colours(light, self.jitter, self.generator, self.hue)
         count = len(x)
         if self.fourier:
             donor = integers(count, count, generator=self.generator)
