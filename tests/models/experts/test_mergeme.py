@@ -104,8 +104,10 @@ def test_other_weights_are_merged_and_vectors_averaged():
     for name in ("blocks.0.norm1.weight", "norm.bias"):
         torch.testing.assert_close(held[name], (a[name] + b[name]) / 2)
     assert made.head.weight is made.embed.weight
-    name = "embed.weight"  # tied to the head: merged once, under its first name
+    name = "embed.weight"  # tied to the head: merged once, under its first name, which seeds what DARE drops
     torch.testing.assert_close(held["head.weight"], start[name] + 0.3 * (a[name] + b[name] - 2 * start[name]))
+    dropped = DareLinear()([{name: a[name]}, {name: b[name]}], {name: start[name]})
+    assert torch.equal(mixture(base, experts, DareLinear()).model.head.weight, dropped[name])
     assert torch.equal(held["blocks.1.up.experts.1.weight"], b["blocks.1.up.weight"])
     assert torch.equal(base.state_dict()["norm.bias"], start["norm.bias"])
 
