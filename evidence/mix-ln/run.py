@@ -34,9 +34,9 @@ from _common import record_all  # noqa: E402
 from _loop import seeded  # noqa: E402
 
 SETTINGS: dict[str, Any] = {
-    "layers": 12, "width": 64, "heads": 4, "vocabulary": 512, "context": 32, "batch": 16, "steps": 300, "lr": 2e-3,
+    "layers": 12, "width": 64, "heads": 4, "vocabulary": 512, "context": 32, "batch": 16, "steps": 250, "lr": 2e-3,
     "warmup": 0.1, "schedule": "cosine", "optimizer": "Adam, betas 0.9 and 0.95, no weight decay", "clip": None,
-    "held-out sequences": 384, "batches for gradients": 8,
+    "held-out sequences": 384, "of them for layers": 96, "batches for gradients": 8,
 }  # fmt: skip
 ARMS = {"Pre-LN": 0.0, "Mix-LN 0.25": 0.25, "Post-LN": 1.0}
 
@@ -86,10 +86,11 @@ def measure(alpha: float, seed: int, train: Text, held_out: tuple[Tensor, Tensor
         loss_of(model, *train.draw(SETTINGS["batch"], order)).backward()
         norms.append(gradient_norms(model.blocks))
     model.eval()
+    some = [part[: SETTINGS["of them for layers"]] for part in held_out]
     with torch.no_grad():
         final = float(loss_of(model, *held_out))
-        costs = deletion_costs(list(model.blocks), lambda: float(loss_of(model, *held_out)))
-    angles = angular_distances(list(model.blocks), lambda: model(held_out[0]), last=False)
+        costs = deletion_costs(list(model.blocks), lambda: float(loss_of(model, *some)))
+    angles = angular_distances(list(model.blocks), lambda: model(some[0]), last=False)
     return {
         "loss": final, "gradient norms": torch.stack(norms).mean(0).tolist(), "deletion": costs,
         "angles": angles.tolist(), "training loss": float(np.mean(losses[-20:])), "seconds": seconds,
