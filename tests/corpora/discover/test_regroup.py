@@ -177,6 +177,7 @@ def test_svd_rows_are_the_best_low_rank_ones():
         ({}, "either documents or their embeddings"),
         ({"documents": ["a"], "embeddings": np.ones((3, 2))}, "either documents or their embeddings"),
         ({"embeddings": np.ones(3)}, r"embeddings must be \(N, D\)"),
+        ({"embeddings": np.array([[1, 2], [np.nan, 0], [1, 1]]), "k": 2}, "must be finite, row 1 is not"),
         ({"embeddings": np.ones((5, 2)), "k": 5}, "k must be 2 to 4"),
         ({"embeddings": np.ones((5, 2)), "k": [1, 2]}, "k must be 2 to 4"),
         ({"documents": ["a", "b"], "embedder": lambda texts: np.ones((1, 2))}, "2 finite rows for as many texts"),

@@ -152,6 +152,7 @@ def test_the_search_is_the_best_of_its_draws_and_says_what_it_reached():
     assert search(100).weights != found.weights
     facts = found.provenance
     assert facts["reached"] == pytest.approx(Alignment(V, V @ R0).predict(found.vector()[None])[0])
+    assert 0 <= facts["nearest"] < facts["reached"]
     assert (facts["method"], facts["meta_domains"], facts["documents"]) == ("domain2vec", 3, {"d0": 1000, "d1": 1000})
 
 

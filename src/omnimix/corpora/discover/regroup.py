@@ -25,7 +25,7 @@ from ...core import checkpoint, random
 from ...core.checks import at_least
 from ..annotation import Document, texts
 from ..mixture import Mixture
-from .embed import EMBEDDERS, Array, Embedder, TfidfSVD, embed
+from .embed import BLOCK, EMBEDDERS, Array, Embedder, TfidfSVD, embed
 
 KS = (4, 8, 12, 16, 24, 32, 48, 64)
 FORMAT = "omnimix-groups-1"
@@ -136,6 +136,10 @@ def regroup(
     x = np.asanyarray(embeddings, dtype=np.float32)
     if x.ndim != 2:
         raise ValueError(f"embeddings must be (N, D), got {x.shape}")
+    for first in range(0, len(x), BLOCK):
+        wrong = np.flatnonzero(~np.isfinite(x[first : first + BLOCK]).all(1))
+        if len(wrong):
+            raise ValueError(f"embeddings must be finite, row {first + wrong[0]} is not")
     ks = [k] if isinstance(k, int) else sorted(set(k))
     if not ks or ks[0] < 2 or ks[-1] >= len(x):
         raise ValueError(f"k must be 2 to {len(x) - 1}, below the number of documents, got {ks}")
