@@ -36,3 +36,17 @@ def test_neighbours_are_scattered_among_very_many_rows():
 def test_places_outside_are_refused(place):
     with pytest.raises(ValueError, match=r"0\.\.4"):
         permuted(np.array(place), 5, 0)
+
+
+def test_several_orders_at_once_are_those_orders():
+    random = np.random.default_rng(0)
+    sizes = np.array([1, 5, 1000, 70_000])
+    which, epoch = random.integers(0, 4, 200), random.integers(0, 3, 200)
+    place = random.integers(0, sizes[which])
+    found = permuted(place, sizes[which], 7, which, epoch)
+    for domain in range(4):
+        for number in range(3):
+            own = (which == domain) & (epoch == number)
+            assert (found[own] == permuted(place[own], int(sizes[domain]), 7, domain, number)).all()
+    with pytest.raises(ValueError, match="places must lie"):
+        permuted(np.array([0, 5]), np.array([1, 5]), 0)

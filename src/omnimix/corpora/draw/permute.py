@@ -13,21 +13,28 @@ ROUNDS = 6
 _ADD, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def permuted(place: np.ndarray, n: int, *key: int) -> np.ndarray:
-    """The rows at the places (any shape, 0..n-1) of the random order of 0..n-1 that the numbers `key` name; int64."""
-    if n < 1 or (place.size and not (place.min() >= 0 and place.max() < n)):
-        raise ValueError(f"places must lie in 0..{n - 1}")
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    keys = _keys(key)
-    row = _rounds(place.astype(np.uint64), half, keys)
-    beyond = row >= np.uint64(n)
-    while beyond.any():
-        row[beyond] = _rounds(row[beyond], half, keys)
-        beyond = row >= np.uint64(n)
-    return row.astype(np.int64)
+def permuted(place: np.ndarray, n: int | np.ndarray, *key: int | np.ndarray) -> np.ndarray:
+    """The rows at the places (any shape, 0..n-1) of the random order of 0..n-1 that the numbers `key` name; int64.
+
+    n, key: numbers, or arrays of the shape of `place` for places in several orders.
+    """
+    size = np.broadcast_to(np.asarray(n, dtype=np.int64), place.shape).ravel()
+    row = place.ravel()
+    if (np.asarray(n) < 1).any() or ((row < 0) | (row >= size)).any():
+        raise ValueError(f"places must lie in 0..{np.max(n) - 1}, below their n")
+    sizes, which = np.unique(size, return_inverse=True)
+    bits = [max(1, ((one - 1).bit_length() + 1) // 2) for one in sizes.tolist()]
+    half, keys = np.array(bits, dtype=np.uint64)[which], _keys(key, place.shape)
+    bound = size.astype(np.uint64)
+    row = _rounds(row.astype(np.uint64), half, keys)
+    beyond = np.flatnonzero(row >= bound)
+    while len(beyond):
+        row[beyond] = _rounds(row[beyond], half[beyond], keys[:, beyond])
+        beyond = beyond[row[beyond] >= bound[beyond]]
+    return row.astype(np.int64).reshape(place.shape)
 
 
-def _rounds(value: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+def _rounds(value: np.ndarray, half: np.ndarray, keys: np.ndarray) -> np.ndarray:
     low = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & low
     for key in keys:
@@ -44,8 +51,11 @@ def _mixed(value: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _keys(key: tuple[int, ...]) -> np.ndarray:
+def _keys(key: tuple[int | np.ndarray, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """(rounds, places) the keys of every place."""
     state = np.zeros(1, dtype=np.uint64)
     for number in key:
-        state = _mixed(state + _ADD + np.uint64(number % 2**64))
-    return _mixed(state + _ADD * np.arange(1, ROUNDS + 1, dtype=np.uint64))
+        one = number.ravel().astype(np.uint64) if isinstance(number, np.ndarray) else np.uint64(number % 2**64)
+        state = _mixed(state + _ADD + one)
+    keys = _mixed(state + _ADD * np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None])
+    return np.broadcast_to(keys, (ROUNDS, int(np.prod(shape))))

@@ -130,15 +130,9 @@ class DomainSampler(Sampler[list[int]]):
 
     def _rows(self, domain: np.ndarray, nth: np.ndarray) -> np.ndarray:
         """The number of the nth row (0, 1, ..., over all epochs) that is drawn of each domain."""
-        row = np.empty_like(nth)
-        for one in np.unique(domain).tolist():
-            own = domain == one
-            epoch, place = np.divmod(nth[own], self.sizes[one])
-            found = np.empty_like(place)
-            for number in np.unique(epoch).tolist():
-                found[epoch == number] = permuted(place[epoch == number], int(self.sizes[one]), self.seed, one, number)
-            row[own] = self.start[one] + found
-        return row
+        epoch, place = np.divmod(nth, self.sizes[domain])
+        rows: np.ndarray = self.start[domain] + permuted(place, self.sizes[domain], self.seed, domain, epoch)
+        return rows
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """From the next step on, draw by these weights instead of the mixture's.
