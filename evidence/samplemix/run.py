@@ -32,7 +32,7 @@ from omnimix.corpora.score import OrdinalQuality, SampleMix, drawn, round_copies
 from omnimix.networks.language_model import IGNORED, token_losses
 
 VOCABULARY, RATIO, SPOILED, RATED, TEST = 512, 16.0, 0.3, 500, 20
-TRAINING = Training(steps=240, batch=16, context=64, width=64, layers=3, heads=4, lr=5e-3)
+TRAINING = Training(steps=160, batch=16, context=64, width=64, layers=3, heads=4, lr=5e-3)
 RATINGS = {"clean": 10, "repeated": 5, "cut": 3, "shuffled": 1}
 BOILERPLATE = "Home About Contact Log in Sign up Privacy Terms Cookies Share this page Read more Subscribe now. "
 CLUSTERS, CAP = 48, 4.0
