@@ -1,11 +1,11 @@
-"""Rows drawn by domain weights per second of processor time, beside Hugging Face's interleave_datasets and PyTorch's weighted sampler.
+"""Rows drawn by domain weights per second, beside Hugging Face's interleave_datasets and PyTorch's weighted sampler.
 
     python benchmarks/draw.py [--rows 1000000] [--draws 200000] [--domains 10] [--rounds 3] [--json]
 
-The domains hold equally many of the rows, their weights are 1, 2, 3, ... Timed: from the sizes and the weights to the
-numbers (ours, PyTorch) or rows (datasets, which reads them from memory) of all draws, in batches of 1,000; each way in
-a process of its own, which also tells its peak memory beyond what its imports took. The shortest of the rounds counts.
-Ways that are not installed are named and left out.
+The domains hold equally many of the rows, their weights are 1, 2, 3, ... Timed, in seconds of processor time: from the
+sizes and the weights to the numbers (ours, PyTorch) or rows (datasets, which reads them from memory) of all draws, in
+batches of 1,000; each way in a process of its own, which also tells its peak memory beyond what its imports took. The
+shortest of the rounds counts. Ways that are not installed are named and left out.
 """
 
 from __future__ import annotations
