@@ -15,6 +15,7 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import sys
 import time
 from collections import Counter
@@ -275,10 +276,7 @@ def report(args: argparse.Namespace, done: dict[str, dict[str, float]]) -> None:
         accuracy = {arm: [one["accuracy"] for one in found] for arm, found in runs.items()}
         outcomes[f"{task}: accuracy"] = (accuracy, "plain", True)
         # Brown and Forsythe's measure of spread, seed by seed
-        spread = {
-            arm: (torch.tensor(values) - torch.tensor(values).median()).abs().tolist()
-            for arm, values in accuracy.items()
-        }
+        spread = {arm: [abs(value - statistics.median(values)) for value in values] for arm, values in accuracy.items()}
         outcomes[f"{task}: distance of the accuracy to the arm's median"] = (spread, "plain", False)
         for arm, found in runs.items():
             values = torch.tensor(accuracy[arm], dtype=torch.float64)
