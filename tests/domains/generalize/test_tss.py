@@ -112,7 +112,7 @@ def test_the_sample_on_the_threshold_stays():
 
 
 def test_a_domain_of_equal_samples_has_finite_distances():
-    model = Net()
+    model, _ = trained()
     method = om.create("tss").setup(model, om.Classification(3), om.Table(domain=torch.zeros(4, dtype=torch.long)))
     same = om.Batch(X[:1].repeat(4, 1, 1, 1), torch.zeros(4), torch.zeros(4, dtype=torch.long))
     method.after_training(model, [same])
