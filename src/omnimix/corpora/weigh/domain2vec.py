@@ -21,7 +21,7 @@ from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
 from ...core import random
-from ...core.checks import at_least, in_unit, non_negative, one_of, positive
+from ...core.checks import at_least, in_unit, one_of, positive
 from ..mixture import Mixture
 from .base import Array, Mean, Regressor
 from .design import MixtureDesign
@@ -40,8 +40,9 @@ probabilities never differ by more."""
 SOLVERS = ("convex", "search")
 DRAWS = 100_000
 """Of the paper's search."""
-TIE = 1e-6
-GAP = 1e-9
+GAPS = (1e-9, 1e-6)
+"""In units of the distance between the data sets; the second where the first is not reached, as by "js" among
+distributions with zeros, whose slope is infinite there."""
 ZERO = 1e-8
 """Below this, a difference of probabilities is none."""
 ROWS = 8192
@@ -117,14 +118,14 @@ class ThroughVectors(Regressor):
 
 def align(
     matrix: Array, target: Array, *, distance: str = "huber", delta: float = DELTA, caps: Array | None = None,
-    prior: Array | None = None, tie: float = TIE,
+    prior: Array | None = None,
 ) -> Array:  # fmt: skip
-    """(k,) the mixture of data sets that is nearest to the target, exactly.
+    """(k,) the mixture of data sets that is nearest to the target.
 
     matrix: (n, k) distributions, a data set a column. target: (n,). caps: (k,) largest weights. prior: (k,) which
-    mixture decides where several are as near, as when data sets are alike; default equal. tie: strength of the KL to
-    it, in units of the distance between the data sets; 0 leaves the choice open. ValueError for caps that sum to less
-    than 1.
+    mixture decides, by KL divergence, where several give the same V r, as when data sets are alike; default equal.
+    "l1" is a linear programme; the others are proven to be within `GAPS` of the minimum. ValueError for caps that sum
+    to less than 1.
     """
     objective = Alignment(matrix, target, distance, delta)
     k = objective.matrix.shape[1]
@@ -132,19 +133,15 @@ def align(
     given = np.full(k, 1 / k) if prior is None else np.asarray(prior, dtype=np.float64)
     if given.shape != (k,) or not (given >= 0).all() or not given.sum() > 0:
         raise ValueError(f"prior must be {k} numbers >= 0, not all 0, got {given}")
-    given = np.maximum(given / given.sum(), FLOOR)
     if most.shape != (k,) or not (most >= 0).all() or most.sum() < 1 - 1e-9:
         raise ValueError(f"caps must be {k} numbers >= 0 whose sum is 1 or more, got {most} (sum {most.sum():.4g})")
-    if k == 1:
-        return np.ones(1)
-    if distance == "l1":
-        return _least_absolute(objective, most, given, non_negative("tie", tie))
-    return convex(_Scaled(objective), k, most, prior=given, kl=non_negative("tie", tie), tolerance=GAP)
+    r = _least_absolute(objective, most) if distance == "l1" else _proven(objective, most)
+    return _nearest_to(np.maximum(given / given.sum(), FLOOR), r, objective, most)
 
 
 def domain2vec(
     vectors: DatasetVectors, target: Array, *, sizes: Mapping[str, float] | None = None, budget: float | None = None,
-    max_epochs: float = 1.0, distance: str = "huber", delta: float = DELTA, solver: str = "convex", tie: float = TIE,
+    max_epochs: float = 1.0, distance: str = "huber", delta: float = DELTA, solver: str = "convex",
     draws: int = DRAWS, top: int = 1, generator: torch.Generator | None = None,
 ) -> Mixture:  # fmt: skip
     """The mixture of data sets whose distribution is nearest to the validation set's, in the unit of the vectors.
@@ -159,7 +156,7 @@ def domain2vec(
     names = vectors.datasets
     prior, caps = _shares(names, sizes), _caps(names, sizes, budget, max_epochs)
     objective = Alignment(vectors.matrix, target, distance, delta)
-    nearest = align(vectors.matrix, target, distance=distance, delta=delta, caps=caps, prior=prior, tie=tie)
+    nearest = align(vectors.matrix, target, distance=distance, delta=delta, caps=caps, prior=prior)
     r = nearest if solver == "convex" else simulate(objective, _drawn(prior, caps, draws, generator), top)
     facts = {
         "method": "domain2vec",
@@ -262,8 +259,17 @@ class _Scaled(Regressor):
         return self.objective.gradient(weights) / self.unit
 
 
-def _least_absolute(objective: Alignment, caps: Array, prior: Array, tie: float) -> Array:
-    """The linear programme min sum_i t_i, |V r - q| <= t; with tie > 0, of its solutions the nearest to the prior."""
+def _proven(objective: Alignment, caps: Array) -> Array:
+    """The minimum of a smooth distance."""
+    scaled = _Scaled(objective)
+    try:
+        return convex(scaled, len(caps), caps, tolerance=GAPS[0])
+    except ValueError:
+        return convex(scaled, len(caps), caps, tolerance=GAPS[1])
+
+
+def _least_absolute(objective: Alignment, caps: Array) -> Array:
+    """The linear programme min sum_i t_i, |V r - q| <= t."""
     v, q = objective.matrix, objective.target
     n, k = v.shape
     sides = np.block([[v, -np.eye(n)], [-v, -np.eye(n)]])
@@ -273,22 +279,20 @@ def _least_absolute(objective: Alignment, caps: Array, prior: Array, tie: float)
     if not found.success:
         raise ValueError(f"the nearest mixture was not found: {found.message}")
     r = np.clip(found.x[:k], 0, caps)
-    r /= r.sum()
-    d = v @ r - q
-    off = np.abs(d) > ZERO
-    # directions in which the sum stays 1 and what agrees with the target still does: none, as a rule
-    free = null_space(np.vstack([v[~off], np.ones((1, k))]), rcond=ZERO)
-    if not tie or not free.shape[1]:
-        return np.asarray(r)
-    # the distances off the target keep their signs, so that their sum is linear
-    signs = np.sign(d[off])
-    limits = np.vstack([free, -free, signs[:, None] * (v[off] @ free), -(signs @ v[off] @ free)[None]])
-    room = np.concatenate([r, caps - r, np.abs(d[off]), [GAP]])
+    return np.asarray(r / r.sum())
+
+
+def _nearest_to(prior: Array, r: Array, objective: Alignment, caps: Array) -> Array:
+    """Of the mixtures with the same V r, within the caps, the one with the least KL divergence to the prior."""
+    free = null_space(np.vstack([objective.matrix, np.ones((1, len(r)))]), rcond=ZERO)
+    if not free.shape[1]:
+        return r
 
     def divergence(z: Array) -> float:
         w = np.maximum(r + free @ z, FLOOR)
         return float((w * np.log(w / prior)).sum())
 
+    room, limits = np.concatenate([r, caps - r]), np.vstack([free, -free])
     moved = minimize(
         divergence, np.zeros(free.shape[1]), method="SLSQP",
         jac=lambda z: free.T @ (np.log(np.maximum(r + free @ z, FLOOR) / prior) + 1),
@@ -297,9 +301,8 @@ def _least_absolute(objective: Alignment, caps: Array, prior: Array, tie: float)
     )  # fmt: skip
     w = np.clip(r + free @ moved.x, 0, caps)
     w /= w.sum()
-    least = float(objective.predict(r[None])[0])
-    kept = (w <= caps + 1e-9).all() and float(objective.predict(w[None])[0]) <= least + ZERO
-    return np.asarray(w if kept else r)
+    as_near = np.abs(objective.matrix @ (w - r)).max() <= 10 * ZERO and (w <= caps + 1e-9).all()
+    return np.asarray(w if as_near and divergence(moved.x) < divergence(0 * moved.x) else r)
 
 
 def _shares(names: Sequence[str], sizes: Mapping[str, float] | None) -> Array:
