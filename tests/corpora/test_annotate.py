@@ -185,6 +185,17 @@ def test_another_job_is_refused_wherever_the_first_stood(change, said, at, tmp_p
         annotate(folder, Length(), tmp_path / "out", **how)
 
 
+def test_a_lost_chunk_is_made_again(tmp_path):
+    source = write(tmp_path / "d.jsonl", ROWS)
+    how = {"identity": "length", "batch": 4, "chunk": 4}
+    annotate(source, Length(), tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        annotate(source, Stops(33), tmp_path / "out", **how)
+    sorted((tmp_path / "out").rglob("*.part"))[2].unlink()
+    annotate(source, Length(), tmp_path / "out", **how)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
 def test_a_touched_file_is_the_same_file(tmp_path):
     source = write(tmp_path / "d.jsonl", ROWS)
     with pytest.raises(KeyboardInterrupt):
