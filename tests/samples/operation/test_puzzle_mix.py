@@ -9,7 +9,7 @@ from omnimix.core.operation import Context
 from omnimix.core.recipe import Recipe
 from omnimix.samples.operation.puzzle_mix import Puzzle, border_steps, energy_terms, puzzle_mix
 from omnimix.samples.operation.solver import convex_labels
-from omnimix.samples.operation.solver.blocks import block_grid, cut_up, put_together
+from omnimix.samples.operation.solver.blocks import block_grid, rearranged
 
 FIRST, SECOND = torch.tensor([[[0.7, 0.1], [0.1, 0.1]]]), torch.tensor([[[0.1, 0.1], [0.1, 0.7]]])
 SMOOTH = [tuple(torch.zeros(1, 1, 2) for _ in range(4)), tuple(torch.zeros(1, 2, 1) for _ in range(4))]
@@ -197,13 +197,18 @@ def test_blocks_are_drawn_from_the_given_ones():
     assert seen == {1, 2, 4, 8}
 
 
-def test_blocks_take_images_apart_and_put_them_together():
+def test_blocks_are_taken_from_where_is_said():
     for size, grid in [((12,), (3,)), ((4, 6), (2, 3)), ((2, 4, 6), (2, 1, 3))]:
         x = torch.rand(2, 3, *size, generator=draw())
-        parts = cut_up(x, grid)
-        assert parts.shape == (2, torch.Size(grid).numel(), x[0].numel() // torch.Size(grid).numel())
-        assert torch.equal(put_together(parts, grid, x), x)
-    assert cut_up(torch.arange(16.0).view(1, 1, 4, 4), (2, 2))[0, 1].tolist() == [2, 3, 6, 7]
+        block = torch.randint(torch.Size(grid).numel(), (2, *grid), generator=draw())
+        found, sides = rearranged(x, block), [s // n for s, n in zip(size, grid, strict=True)]
+        for at in itertools.product(range(2), *map(range, grid)):
+            there = torch.unravel_index(block[at], grid)
+            here, taken = (
+                tuple(slice(int(i) * s, int(i + 1) * s) for i, s in zip(place, sides, strict=True))
+                for place in (at[1:], there)
+            )
+            assert torch.equal(found[(at[0], slice(None), *here)], x[(at[0], slice(None), *taken)])
     assert block_grid((32, 24, 13, 6, 1), 4) == (4, 4, 13, 3, 1)
 
 

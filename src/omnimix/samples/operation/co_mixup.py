@@ -32,7 +32,7 @@ from ...core.search import Log, Uniform
 from ...core.tree import Tree
 from ..saliency import InputGradient, as_saliency, at_size, normalised
 from .saliencymix import peaks
-from .solver.blocks import block_grid, cut_up, pooled, put_together, spread
+from .solver.blocks import block_grid, pooled, spread
 from .solver.joint import Threshold, joint_masks
 
 
@@ -109,26 +109,22 @@ class JointBlocks(Operation):
         maps = at_size(self.saliency(x, context), size)[:rows]
         wish = maps.new_zeros(rows, k, dtype=torch.float32)
         wish.scatter_add_(1, partner % k, recipe.share.to(wish))
-        mixed, share, shown = x.new_empty(rows, *x.shape[1:]), torch.zeros_like(wish), maps.new_empty(maps.shape)
+        share, shown = torch.zeros_like(wish), maps.new_empty(maps.shape)
         whole, inputs = rows // k * k, list[tuple[Tensor, Tensor]]()
         for some, count in ((slice(whole), k), (slice(whole, rows), rows - whole)):
             if not len(members[some]):
                 continue
             with torch.no_grad():
                 mask = self.masks(maps[some], wish[some, :count], count, context.generator)
-                grid = mask.shape[3:]
                 shares = mask.flatten(3).mean(dim=3).flatten(0, 1)
                 share[some, :count] = shares.gather(1, members[some, :count] % k)
                 inputs.append(_strongest(mask, members[some]))
                 own = mask.diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
                 shown[some] = spread(own, size).unsqueeze(1).to(shown)
-            parts = cut_up(x[:rows][some], grid)
-            joined = torch.einsum(
-                "gokt,gktd->gotd", mask.flatten(3).to(x.dtype), parts.view(len(mask), count, *parts.shape[1:])
-            )
-            mixed[some] = put_together(joined.flatten(0, 1), grid, x)
         image, weight = (torch.cat(parts) for parts in zip(*inputs, strict=True))
         moved = partial(_shown, image=image, weight=weight)
+        (first, much), (second, _) = moved(x)
+        mixed = torch.lerp(second, first, much.to(x.dtype))
         return mixed, replace(recipe, partner=members, share=share, label_share=share, mask=shown, moved=moved)
 
     def masks(self, maps: Tensor, wish: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -166,13 +162,11 @@ def _strongest(mask: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shown(maps: Tensor, image: Tensor, weight: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Of label maps (R, C, *spatial) what a row shows in its blocks, with its weights, twice; see `_strongest`."""
-    grid, size = image.shape[2:], maps.shape[2:]
-    parts = cut_up(maps, grid)
-    block = torch.arange(parts.shape[1], device=maps.device)
+    """Of maps (R, C, *spatial) what a row shows in its blocks, with its weights, twice; see `_strongest`."""
+    size = maps.shape[2:]
+    rows, weights = spread(image, size), spread(weight, size)
     return tuple(
-        (put_together(parts[image[:, k].flatten(1), block], grid, maps), spread(weight[:, k : k + 1], size))
-        for k in range(2)
+        (maps.gather(0, rows[:, k : k + 1].expand(-1, maps.shape[1], *size)), weights[:, k : k + 1]) for k in range(2)
     )
 
 

@@ -35,21 +35,24 @@ from ...core.search import Log, Uniform
 from ...core.split import evaluating
 from ...core.tree import Tree
 from ..saliency import InputGradient, as_saliency, at_size, normalised
-from .solver.blocks import block_grid, cut_up, in_blocks, nearest_divisor, pooled, put_together, spread
+from .solver.blocks import block_grid, in_blocks, nearest_divisor, pooled, rearranged, spread
 from .solver.min_cut import convex_labels
 from .solver.transport import block_transport
 
 BLOCKS = (2, 4, 8, 16)
 
 
-def border_steps(x: Tensor, partner: Tensor, grid: Sequence[int], near: int) -> list[tuple[Tensor, ...]]:
+def border_steps(
+    x: Tensor, partner: Tensor, grid: Sequence[int], near: int, scale: Tensor | float = 1.0
+) -> list[tuple[Tensor, ...]]:
     """For each axis phi_11, phi_10, phi_01, phi_00 (B, *grid, one less along the axis), before beta' and gamma.
 
-    near: pixels are averaged over cubes of this side first, or the nearest divisor of that of a block.
+    near: pixels are averaged over cubes of this side first, or the nearest divisor of that of a block. scale: by what
+    they are multiplied.
     """
     sides = [side // blocks for side, blocks in zip(x.shape[2:], grid, strict=True)]
     cubes = [nearest_divisor(side, near) for side in sides]
-    coarse = pooled(x, [side // cube for side, cube in zip(x.shape[2:], cubes, strict=True)])
+    coarse = scale * pooled(x, [side // cube for side, cube in zip(x.shape[2:], cubes, strict=True)])
     cells, count = in_blocks(coarse, grid), len(partner)
     steps: list[tuple[Tensor, ...]] = []
     for axis, blocks in enumerate(grid):
@@ -154,7 +157,8 @@ class Puzzle(Operation):
         partner = recipe.partner[:, 1].to(x.device)
         maps = at_size(self.saliency(x, context), size)
         with torch.no_grad():
-            z = self.mask(x, normalised(pooled(maps, grid))[:, 0], partner, recipe.lam.to(x.device), grid)
+            saliency = normalised(pooled(maps, grid))[:, 0]
+            z = self.mask(x, saliency, partner, recipe.lam.to(x.device), grid)
             shown = spread(z, size).unsqueeze(1)
             kept = z.flatten(1).mean(dim=1)
             share = complete(torch.stack((kept, 1.0 - kept), dim=1))
@@ -162,9 +166,12 @@ class Puzzle(Operation):
         noise = self.noise(x, context) if any(attacked) else None
         if not self.transport and noise is None:
             return blend(x, partner, shown.to(x.dtype)), recipe.with_share(share, shown)
-        moved = self.plan(maps, partner, z) if self.transport else partial(_unmoved, partner=partner)
-        pair = [moved(x + noise if noise is not None and hit else x)[i] for i, hit in enumerate(attacked)]
-        mixed = torch.lerp(pair[1], pair[0], shown.to(x.dtype))
+        moved = self.plan(maps, saliency, partner, z) if self.transport else partial(_unmoved, partner=partner)
+        own, guest = moved(x)
+        if noise is not None:
+            noisy = moved(x + noise)
+            own, guest = (new if hit else old for new, old, hit in zip(noisy, (own, guest), attacked, strict=True))
+        mixed = torch.lerp(guest, own, shown.to(x.dtype))
         return mixed, recipe.with_share(share, shown, moved if self.transport else None)
 
     def attacks(self, context: Context) -> list[bool]:
@@ -200,11 +207,10 @@ class Puzzle(Operation):
 
     def mask(self, x: Tensor, saliency: Tensor, partner: Tensor, lam: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, *grid) the best z, for block saliencies (R, *grid)."""
-        pixels = x.float() * self.pixel(x)
         terms = energy_terms(
             saliency[: len(partner)],
             saliency[partner],
-            border_steps(pixels, partner, grid, self.near),
+            border_steps(x.float(), partner, grid, self.near, self.pixel(x)),
             lam,
             beta=self.beta,
             gamma=self.gamma,
@@ -213,36 +219,30 @@ class Puzzle(Operation):
         )
         return convex_labels(*terms) / (self.labels - 1)
 
-    def plan(self, maps: Tensor, partner: Tensor, z: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """`transported`, with the blocks of both images moved to suit z."""
+    def plan(
+        self, maps: Tensor, saliency: Tensor, partner: Tensor, z: Tensor
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`transported`, with the blocks of both images, of which those of `piece` are a part, moved to suit z."""
         size, rows = maps.shape[2:], len(partner)
-        grid = tuple(z.shape[1:])
         if self.piece is not None:
-            grid = tuple(side // nearest_divisor(side // n, self.piece) for side, n in zip(size, grid, strict=True))
-        z, saliency = spread(z, grid), normalised(pooled(maps, grid))[:, 0]
-        plans = block_transport(
-            torch.cat((z, 1.0 - z)), torch.cat((saliency[:rows], saliency[partner])), self.eps
-        ).flatten(1)
-        return partial(transported, partner=partner, plans=plans, grid=grid)
+            sides = zip(size, z.shape[1:], strict=True)
+            grid = tuple(side // nearest_divisor(side // blocks, self.piece) for side, blocks in sides)
+            z, saliency = spread(z, grid), normalised(pooled(maps, grid))[:, 0]
+        plans = block_transport(torch.cat((z, 1.0 - z)), torch.cat((saliency[:rows], saliency[partner])), self.eps)
+        return partial(transported, partner=partner, plans=plans)
 
 
 def _unmoved(x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     return x[: len(partner)], x[partner]
 
 
-def transported(x: Tensor, partner: Tensor, plans: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The samples and the partners of x (R, C, *spatial) with the blocks of `grid` taken from where `plans` say.
+def transported(x: Tensor, partner: Tensor, plans: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples and the partners of x (R, C, *spatial) with their blocks taken from where `plans` say.
 
-    plans: (2 B, blocks), for the samples and then for the partners.
+    plans: (2 B, *grid), for the samples and then for the partners.
     """
-    parts = cut_up(x, grid)
-    cells = parts.shape[1]
-    rows = torch.arange(len(partner), device=x.device), partner
-    own, guest = (
-        put_together(parts.flatten(0, 1)[row.unsqueeze(1) * cells + plan], grid, x)
-        for row, plan in zip(rows, plans.chunk(2), strict=True)
-    )
-    return own, guest
+    own, guest = plans.chunk(2)
+    return rearranged(x[: len(partner)], own), rearranged(x[partner], guest)
 
 
 def puzzle_mix(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,19 +41,20 @@ def spread(values: Tensor, size: Sequence[int]) -> Tensor:
     return values
 
 
-def cut_up(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """x (N, C, *spatial) as (N, T, C * cells of a block), for the T blocks of the grid, row by row."""
-    return in_blocks(x, grid).permute(_order(len(grid))).reshape(len(x), math.prod(grid), -1)
+@functools.lru_cache(maxsize=32)
+def _layout(size: Sequence[int], grid: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Counted row by row: the block of each cell, its distance from the first cell of that block; those first cells."""
+    number = torch.arange(math.prod(size)).view(*size)
+    first = number[tuple(slice(None, None, side // blocks) for side, blocks in zip(size, grid, strict=True))].flatten()
+    block = spread(torch.arange(len(first)).view(*grid), size).flatten()
+    return block.to(device), (number.flatten() - first[block]).to(device), first.to(device)
 
 
-def put_together(parts: Tensor, grid: Sequence[int], like: Tensor) -> Tensor:
-    """The (N, C, *spatial) that `cut_up` took for (N, T, C * cells); C and the sizes are those of `like`."""
-    order = _order(len(grid))
-    shape = in_blocks(like[:1], grid).shape
-    seen = parts.view(len(parts), *(shape[axis] for axis in order[1:]))
-    return seen.permute(sorted(range(len(order)), key=order.__getitem__)).reshape(len(parts), *like.shape[1:])
+def rearranged(x: Tensor, block: Tensor) -> Tensor:
+    """x (N, C, *spatial) with, in each block of the grid of `block` (N, *grid), the block that it names.
 
-
-def _order(axes: int) -> tuple[int, ...]:
-    """Of the axes that `in_blocks` gives: samples, blocks, channels, cells."""
-    return (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
+    Blocks are counted row by row.
+    """
+    of_cell, within, first = _layout(tuple(x.shape[2:]), tuple(block.shape[1:]), x.device)
+    cell = first[block.flatten(1)].index_select(1, of_cell) + within
+    return x.flatten(2).gather(2, cell.unsqueeze(1).expand(-1, x.shape[1], -1)).view(x.shape)

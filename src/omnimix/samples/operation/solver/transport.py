@@ -24,35 +24,43 @@ def distances(grid: Sequence[int], device: torch.device | None = None) -> Tensor
     return (squared / max(1, max(grid) - 1) ** 2).float().to(device)
 
 
+@functools.lru_cache(maxsize=32)
+def _nearest(grid: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(T, T) the places by their distance from each block, of equals the first; int32 which of them each place is."""
+    order = distances(grid, device).sort(dim=1, stable=True).indices
+    return order, order.argsort(dim=1).int()
+
+
 def block_transport(mask: Tensor, saliency: Tensor, eps: float = 0.8, rounds: int | None = None) -> Tensor:
     """(N, *grid) for each place the block, counted row by row, to move there: its own where nobody else gains.
 
     mask: (N, *grid), > 0 at the places that show the image. saliency: (N, *grid) >= 0 of the blocks. eps: the price of
     moving. rounds: of claims; None is the longest side of the grid, as in the reference code.
     """
-    price = distances(tuple(mask.shape[1:]), mask.device) * eps
+    grid = tuple(mask.shape[1:])
+    price, (order, rank) = distances(grid, mask.device) * eps, _nearest(grid, mask.device)
     cells, blocks = len(price), mask.numel()
-    shown, gain = (mask > 0).reshape(-1, cells), saliency.float().reshape(-1)
+    hidden, gain = (mask <= 0).reshape(-1, cells), saliency.float().reshape(-1)
     block = torch.arange(blocks, device=mask.device)
     # A block whose own place shows claims that first; index `blocks` stands for nobody.
-    at_home = torch.cat((shown.flatten() & (gain > 0), torch.zeros_like(shown[0, :1])))
+    at_home = torch.cat((~hidden.flatten() & (gain > 0), torch.zeros_like(hidden[0, :1])))
     holder = torch.where(at_home[:-1], block, blocks)
     held = torch.where(at_home, -torch.nn.functional.pad(gain, (0, 1)), torch.inf)
-    cost_of, place_of = held.clone(), torch.where(at_home[:-1], block % cells, -1)
-    cost_of[:-1].masked_fill_(~at_home[:-1], -torch.inf)
-    nearest = price.flatten()[1:].min() if cells > 1 else price.new_tensor(torch.inf)
-    claims = (~shown.flatten() & (gain > nearest)).nonzero()[:, 0]
-    for _ in range(max(mask.shape[1:]) if rounds is None else rounds):
+    cost_of, last = held.clone(), at_home[:-1].int() - 1
+    least = price.flatten()[1:].min() if cells > 1 else price.new_tensor(torch.inf)
+    claims = (hidden.flatten() & (gain > least)).nonzero()[:, 0]
+    for _ in range(max(grid) if rounds is None else rounds):
         sample, own = claims // cells, claims % cells
-        cost = torch.addcmul(price[own], gain[claims].unsqueeze(1), shown[sample].float(), value=-1.0)
-        last, at = cost_of[claims].unsqueeze(1), place_of[claims].unsqueeze(1)
-        refused = (cost < last) | ((cost == last) & (block[:cells] <= at))
-        best, where = cost.masked_fill_(refused, torch.inf).min(dim=1)
-        good = best < 0
-        claims, best, where = claims[good], best[good], where[good]
+        key = rank[own]
+        key.masked_fill_(hidden[sample] | (key <= last[claims].unsqueeze(1)), cells)
+        first = key.amin(dim=1)
+        where = order[own, first.clamp(max=cells - 1).long()]
+        best = price[own, where] - gain[claims]
+        good = (best < 0) & (first < cells)
+        claims, best, where, first = claims[good], best[good], where[good], first[good]
         if not len(claims):
             break
-        cost_of[claims], place_of[claims] = best, where
+        cost_of[claims], last[claims] = best, first
         target = sample[good] * cells + where
         held.scatter_reduce_(0, target, best, "amin")
         rivals, places = torch.cat((claims, holder[target])), target.repeat(2)
