@@ -93,9 +93,10 @@ def test_borders_are_compared_in_pooled_pixels():
     assert pooled[0, 0].tolist() == [1, 1]  # mean of rows 0 and 1 against that of rows 2 and 3
 
 
-def test_swapped_images_swap_the_mask():
+@pytest.mark.parametrize("labels", [2, 3])
+def test_swapped_images_swap_the_mask(labels):
     x, maps = images(2, seed=3)
-    pair, options = torch.tensor([1, 0]), {"labels": 2, "blocks": 8, "beta": 0.2, "transport": False}
+    pair, options = torch.tensor([1, 0]), {"labels": labels, "blocks": 8, "beta": 0.2, "transport": False}
     mixed = puzzle_mix(x, pair, maps, lam=torch.tensor([0.3, 0.7]), partner=pair, **options)
     own, other = mixed.recipe.mask
     assert torch.equal(own, 1 - other)
