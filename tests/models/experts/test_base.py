@@ -126,3 +126,34 @@ def test_freezing_is_undone_as_it_was():
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["blocks.0.up.weight", "blocks.0.up.bias"]
     thaw(model, before)
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["embed.weight"]
+
+
+class Added(nn.Module):
+    """A network that adds the residual itself, as in Bloom."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(3, 3)
+
+    def forward(self, x, residual, *, scale):
+        return self.map(x) * scale + residual
+
+
+def test_further_arguments_go_with_their_rows():
+    experts, route = {name: Added() for name in "ab"}, Route()
+    slot, a, b = Slot(experts, route), *experts.values()
+    x, residual = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12.0).view(2, 2, 3)
+    for ids in ([[0], [1]], [[1], [0]]):  # one row an expert: the whole residual would broadcast
+        route.routing = Routing.of(torch.tensor(ids), 2)
+        wanted = [(a, b)[i[0]](x[r], residual[r], scale=2.0) for r, i in enumerate(ids)]
+        torch.testing.assert_close(slot(x, residual, scale=2.0), torch.stack(wanted))
+    route.routing = Routing.of(torch.tensor([[0, 1], [1, 0]]), 2, torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    first, second = (one(x, residual, scale=2.0) for one in (a, b))
+    wanted = torch.stack([0.25 * first[0] + 0.75 * second[0], 0.5 * (first[1] + second[1])])
+    torch.testing.assert_close(slot(x, residual, scale=2.0), wanted)
+
+
+def test_an_empty_batch_stays_empty():
+    route, empty = Route(), torch.zeros(0, 2, dtype=torch.long)
+    route.routing = Routing.of(empty, 2, torch.zeros(0, 2))
+    assert Slot({"a": nn.Linear(3, 5), "b": nn.Linear(3, 5)}, route)(torch.zeros(0, 4, 3)).shape == (0, 4, 5)

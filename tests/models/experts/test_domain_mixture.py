@@ -130,6 +130,10 @@ def test_the_prior_follows_the_text_and_is_kept():
     assert not cached.updating
     cached.score(tokens, targets)
     assert cached.prior == found
+    cached.experts.model.blocks[0].drop.p = 0.5
+    cached.train()
+    assert torch.equal(cached.score(tokens, targets), cached.score(tokens, targets))  # as in evaluation
+    assert cached.experts.model.blocks[0].training
     with pytest.raises(ValueError, match="no tokens to predict"):
         cached.estimate([(tokens, torch.full_like(targets, IGNORED))])
 
@@ -169,3 +173,32 @@ def test_estimating_finds_the_domain_and_experts_come_and_go():
     for wrong in ({"art": 1.0}, {"news": -1.0, "code": 2.0}, {}, {"news": math.nan}):
         with pytest.raises(ValueError, match="prior"):
             mixture.set_prior(wrong)
+
+
+class Bigram(torch.nn.Module):
+    """The last token decides."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.table = torch.randn(13, 13, generator=torch.Generator().manual_seed(seed)) * 3
+
+    def forward(self, tokens, attention_mask=None):
+        return self.table[tokens]
+
+
+@pytest.mark.parametrize("history", ["full", "last_token", 2])
+def test_padding_on_the_left_tells_nothing(history):
+    mixture = DomainMixture({"a": Bigram(0), "b": Bigram(1)}, history=history)
+    tokens = torch.randint(0, 13, (2, 6), generator=torch.Generator().manual_seed(2))
+    padded = torch.cat((torch.zeros(2, 3, dtype=torch.long), tokens), 1)
+    mask = (torch.arange(9) >= 3).long().expand(2, 9)
+    torch.testing.assert_close(mixture(padded, attention_mask=mask)[:, 3:], mixture(tokens))
+
+
+def test_a_probability_of_zero_is_forgotten_with_its_window():
+    likelihood = torch.tensor([[[0.0, -math.inf, -1.0, -2.0, 0.0]], [[0.0, 0.0, -2.0, -1.0, 0.0]]])
+    prior = torch.tensor([0.5, 0.5]).log()
+    found = domain_posterior(likelihood, prior, "last_token")[0, 0].exp()
+    e = math.e
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.0, e / (1 + e), 1 / (1 + e)]))
+    torch.testing.assert_close(domain_posterior(likelihood, prior)[0, 0].exp(), torch.tensor([0.5, 0.5, 0, 0, 0]))

@@ -97,15 +97,17 @@ def test_one_expert_with_all_its_own_modules_is_that_model(make):
 def test_other_weights_are_merged_and_vectors_averaged():
     base = small()
     experts = [moved(base, 1), moved(base, 2)]
-    made = mixture(base, experts, TaskArithmetic(lam=0.3), average=("head*",)).model
+    made = mixture(base, experts, TaskArithmetic(lam=0.3), average=("*.qkv.*",)).model
     held, start, (a, b) = made.state_dict(), base.state_dict(), [one.state_dict() for one in experts]
     name = "blocks.0.attention.out.weight"
     torch.testing.assert_close(held[name], start[name] + 0.3 * (a[name] + b[name] - 2 * start[name]))
-    for name in ("blocks.0.norm1.weight", "norm.bias"):
+    for name in ("blocks.0.norm1.weight", "norm.bias", "blocks.1.attention.qkv.weight"):
         torch.testing.assert_close(held[name], (a[name] + b[name]) / 2)
     assert made.head.weight is made.embed.weight
     name = "embed.weight"  # tied to the head: merged once, under its first name, which seeds what DARE drops
     torch.testing.assert_close(held["head.weight"], start[name] + 0.3 * (a[name] + b[name] - 2 * start[name]))
+    mean = mixture(base, experts, TaskArithmetic(lam=0.3), average=("head*",)).model.embed.weight
+    torch.testing.assert_close(mean, (a[name] + b[name]) / 2)  # any of its names
     dropped = DareLinear()([{name: a[name]}, {name: b[name]}], {name: start[name]})
     assert torch.equal(mixture(base, experts, DareLinear()).model.head.weight, dropped[name])
     assert torch.equal(held["blocks.1.up.experts.1.weight"], b["blocks.1.up.weight"])
@@ -229,6 +231,34 @@ def test_several_architectures():
     z = [made.experts[name](made.embedding(TOKENS), None) for name in bodies]
     h = sum((weight * (chosen == i)).sum(1)[:, None, None] * z[i] for i in range(2))
     torch.testing.assert_close(made(TOKENS), made.head(h))
+    assert torch.equal(copy.deepcopy(made)(TOKENS), made(TOKENS))  # its last pass does not hinder copies
+
+
+@torch.no_grad()
+def test_a_body_in_half_precision_keeps_its_positions():
+    one = llama()
+    frequencies = one.model.rotary_emb.inv_freq
+    for parameter in one.parameters():  # as when it is read from a file: buffers stay
+        parameter.data = parameter.data.bfloat16()
+    made = HeterogeneousMixture({"one": Body(one)}, one.get_input_embeddings(), one.lm_head)
+    assert torch.equal(made.experts["one"].body.layers.rotary_emb.inv_freq, frequencies)
+    assert torch.equal(made(TOKENS), one(TOKENS).logits)
+    other = HeterogeneousMixture({"one": Body(llama())}, one.get_input_embeddings(), one.lm_head)
+    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+    assert other(TOKENS).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_an_empty_batch_stays_empty():
+    base, none = small(), TOKENS[:0]
+    for separate in (False, True):
+        made = mixture(base, [base, moved(base, 1)], separate=separate)
+        assert made(none, weights=torch.zeros(0, 2)).shape == (0, 7, 20)
+    made = mixture(base, [base, moved(base, 1)], router=True)
+    assert made(none).shape == (0, 7, 20)
+    assert float(balance(made)) == 0
+    several = HeterogeneousMixture({"a": nn.Linear(8, 8)}, base.embed, base.head, widths={"a": 8})
+    assert several(none).shape == (0, 7, 20)
 
 
 def test_the_sequence_router_does_not_see_padding():
@@ -246,6 +276,7 @@ def test_what_does_not_fit_is_refused():
         (lambda: mixture(base, []), "experts must hold at least one"),
         (lambda: mixture(base, {"a.b": base}), "names of experts"),
         (lambda: mixture(base, [base], separate="nothing"), "pattern 'nothing' fits no module"),
+        (lambda: mixture(base, [base], average=["nothing*"]), r"average: pattern 'nothing\*' fits no weight"),
         (lambda: mixture(base, [base], router=True, separate=True), "leave router=False"),
         (lambda: mixture(base, [base], router=True, k=2), "k must be at most the number of experts, 1"),
         (lambda: mixture(base, [LanguageModel(20, width=8, layers=1, heads=2)]), "only some have"),

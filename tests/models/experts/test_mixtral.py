@@ -53,3 +53,15 @@ def test_what_is_no_mixtral():
     ):
         with pytest.raises(ValueError, match=message):
             to_mixtral(make())
+
+
+@torch.no_grad()
+def test_positions_keep_their_precision():
+    base = llama()
+    for parameter in base.parameters():  # as when it is read from a file: buffers stay
+        parameter.data = parameter.data.bfloat16()
+    made = mixture(base, [copy.deepcopy(base) for _ in range(2)], router=True).eval()
+    exported = to_mixtral(made)
+    assert {p.dtype for p in exported.parameters()} == {torch.bfloat16}
+    assert torch.equal(exported.model.rotary_emb.inv_freq, base.model.rotary_emb.inv_freq)
+    assert exported.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -157,9 +157,15 @@ class Routing:
             )
         return x.reshape(-1, *x.shape[len(self.lead) :])[self.order // self.each]
 
+    def share(self, value: Any) -> Sequence[Any]:
+        """What each expert sees of a further argument: its rows of a tensor that has all rows, else the whole."""
+        if isinstance(value, Tensor) and tuple(value.shape[: len(self.lead)]) == self.lead:
+            return torch.split(self.gather(value), list(self.counts))
+        return [value] * len(self.counts)
+
     def combine(self, out: Tensor) -> Tensor:
         """The experts' outputs (R K, ...), in their order, to the weighted sums (*lead, ...)."""
-        rows = out[self.back].view(-1, self.each, *out.shape[1:])
+        rows = out[self.back].view(len(self.back) // self.each, self.each, *out.shape[1:])
         if self.weight is not None:
             rows = rows * self.weight.to(rows.dtype).view(*self.weight.shape, *[1] * (rows.ndim - 2))
         summed = rows.sum(1) if self.each > 1 else rows.squeeze(1)
@@ -201,10 +207,13 @@ class Slot(nn.Module):
         if routing.only is not None:
             out: Tensor = experts[routing.only](x, *args, **kwargs)
             return out
-        if self.first:
-            x = routing.gather(x)
-        rows = zip(experts, torch.split(x, list(routing.counts)), strict=True)
-        out = torch.cat([expert(own, *args, **kwargs) for expert, own in rows if len(own)])
+        rows = torch.split(routing.gather(x) if self.first else x, list(routing.counts))
+        given = [routing.share(value) for value in args]
+        named = {key: routing.share(value) for key, value in kwargs.items()}
+        busy = [i for i, own in enumerate(rows) if len(own)] or [0]  # an empty batch goes to the first
+        out = torch.cat([
+            experts[i](rows[i], *(one[i] for one in given), **{key: one[i] for key, one in named.items()}) for i in busy
+        ])  # fmt: skip
         return routing.combine(out) if self.last else out
 
 

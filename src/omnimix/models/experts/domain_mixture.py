@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checks import at_least, in_unit
+from ...core.split import evaluating
 from ...networks.language_model import IGNORED
 from .base import logits_of
 from .demix import DEMix
@@ -36,12 +37,11 @@ def domain_posterior(log_likelihood: Tensor, log_prior: Tensor, history: History
     tell nothing have 0 for all experts.
     """
     k = window(history)
-    so_far = log_likelihood.double().cumsum(-1).roll(1, -1)
-    so_far[..., :1] = 0
-    if k is not None:
-        earlier = so_far.roll(k, -1)
-        earlier[..., :k] = 0
-        so_far = so_far - earlier
+    before = nn.functional.pad(log_likelihood.double(), (1, 0))[..., :-1]
+    if k is None or k >= before.shape[-1]:
+        so_far = before.cumsum(-1)
+    else:  # no difference of sums: a probability of 0 leaves the window again
+        so_far = nn.functional.pad(before, (k - 1, 0)).unfold(-1, k, 1).sum(-1)
     weights = (log_prior.double()[:, None, None] + so_far).log_softmax(0)
     return weights.to(log_likelihood.dtype)
 
@@ -124,7 +124,7 @@ class DomainMixture(nn.Module):
         every = torch.stack([self._log_softmax(name, tokens, kwargs) for name in chosen])
         known = every[:, :, :-1].gather(-1, tokens[None, :, 1:, None].expand(len(every), -1, -1, 1)).squeeze(-1)
         if (mask := kwargs.get("attention_mask")) is not None:
-            known = known.where(mask[:, 1:].bool(), 0)
+            known = known.where((mask[:, 1:] * mask[:, :-1]).bool(), 0)  # none is predicted from padding
         weights = domain_posterior(nn.functional.pad(known, (0, 1)), log(chosen, known), self.history)
         return (weights[..., None] + every).logsumexp(0)
 
@@ -133,11 +133,12 @@ class DomainMixture(nn.Module):
         """(B, T) log-probabilities of the targets, 0 where they are `IGNORED`; moves the prior where `updating`.
 
         targets (B, T): the tokens that follow. Only log-probabilities of targets are kept, those of one expert's
-        vocabulary at a time.
+        vocabulary at a time. In evaluation mode, whatever the mode of the experts.
         """
         chosen = self.chosen()
         at = targets.clamp(min=0)[..., None]
-        found = [self._log_softmax(name, tokens, kwargs).gather(-1, at).squeeze(-1) for name in chosen]
+        with evaluating(self):
+            found = [self._log_softmax(name, tokens, kwargs).gather(-1, at).squeeze(-1) for name in chosen]
         likelihood = torch.stack(found).where(targets != IGNORED, 0)
         weights = domain_posterior(likelihood, log(chosen, likelihood), self.history)
         if self.updating:

@@ -91,7 +91,7 @@ class Shares(Route):
         total = weights.sum(1)
         if not bool((weights >= 0).all() & ((total - 1).abs() < 1e-3).all()):
             raise ValueError(f"weights must be >= 0 and sum to 1 in every row, got {weights.tolist()}")
-        most = int((weights > 0).sum(1).max())
+        most = int((weights > 0).sum(1).max()) if len(weights) else 1
         weight, expert = weights.sort(dim=1, descending=True, stable=True)
         self.weights = weights
         self.routing = Routing.of(expert[:, :most], self.experts, weight[:, :most])
@@ -111,7 +111,8 @@ class Blend(nn.Module):
         if kwargs.get("past_key_values") is not None:
             raise ValueError("experts with attention of their own cannot share a cache: pass use_cache=False")
         mixed, rest = None, None
-        for expert, share, used in zip(self.experts.values(), weights.T, (weights > 0).any(0).tolist(), strict=True):
+        busy = (weights > 0).any(0).tolist() if len(weights) else [True] * weights.shape[1]
+        for expert, share, used in zip(self.experts.values(), weights.T, busy, strict=True):
             if used:
                 out = expert(*args, **kwargs)
                 first, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
@@ -197,20 +198,29 @@ def merge_shared(
 ) -> None:
     """Give `model`, a copy of the base, the merged weights of everything outside the modules `taken`.
 
-    Vectors and weights that fit a pattern of `average` are averaged. Tied weights are merged once.
+    Vectors and weights that fit a pattern of `average` are averaged. Tied weights are merged once, and averaged if any
+    of their names fits. ValueError for a pattern that fits nothing.
     """
     held = model.state_dict(keep_vars=True)
     seen: dict[int, str] = {}
+    listed: set[int] = set()
+    unfit = set(average)
     for name, value in held.items():
         if not any(name.startswith(f"{path}.") for path in taken):
             seen.setdefault(id(value), name)
-    mean = [n for n in seen.values() if held[n].ndim < 2 or any(fnmatchcase(n, pattern) for pattern in average)]
+            fitting = {pattern for pattern in average if fnmatchcase(name, pattern)}
+            unfit -= fitting
+            listed |= {id(value)} if fitting else set()
+    if unfit:
+        raise ValueError(f"average: pattern {min(unfit)!r} fits no weight outside the experts")
+    mean = [n for key, n in seen.items() if held[n].ndim < 2 or key in listed]
     states, start = [one.state_dict() for one in experts], base.state_dict()
     for states_of in (*states, start):
         if states_of.keys() != held.keys():
             odd = sorted(states_of.keys() ^ held.keys())
             raise ValueError(f"models must have the same weights; only some have {', '.join(odd[:5])}")
-    for names, how in ((mean, Linear()), ([n for n in seen.values() if n not in set(mean)], merger)):
+    plain = set(mean)
+    for names, how in ((mean, Linear()), ([n for n in seen.values() if n not in plain], merger)):
         if names:
             origin = {n: start[n] for n in names} if how.base == "required" else None
             merged = how([{n: state[n] for n in names} for state in states], origin)
@@ -369,10 +379,13 @@ class HeterogeneousMixture(nn.Module):
             if width is None:
                 raise ValueError(f"widths must name {check_name(name)!r}: its body does not say how wide it is")
             body.requires_grad_(not frozen)
+            like = embedding.weight
+            alike = all(value.dtype == like.dtype for value in body.parameters())
+            body.to(like.device if alike else like)  # where alike, frequencies of positions keep their precision
             ways = (projector(d, width, hidden, generator), projector(width, d, hidden, generator))
-            self.experts[check_name(name)] = Projected(body, *ways)
-        self.router = linear(d, len(bodies), generator)
-        self.to(embedding.weight)
+            self.experts[check_name(name)] = Projected(body, *(way.to(like) for way in ways))
+        self.router = linear(d, len(bodies), generator).to(embedding.weight)
+        self.head.to(embedding.weight)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> HeterogeneousMixture:
@@ -380,6 +393,9 @@ class HeterogeneousMixture(nn.Module):
         for expert in self.experts.values():
             expert.body.train(mode and not self.frozen)  # type: ignore[union-attr]
         return self
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "balance": None}  # of a pass, whose graph cannot be copied
 
     def gate(self, embeddings: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ids (B, K) and weights (B, K) of the experts, from the mean embedding of the tokens that are no padding."""
@@ -400,8 +416,9 @@ class HeterogeneousMixture(nn.Module):
         routing = Routing.of(chosen, len(self.experts), weight)
         counts = list(routing.counts)
         masks = [None] * len(counts) if valid is None else torch.split(routing.gather(valid), counts)
-        rows = zip(self.experts.values(), torch.split(routing.gather(embeddings), counts), masks, strict=True)
-        out = torch.cat([expert(own, mask) for expert, own, mask in rows if len(own)])
+        rows = [*zip(self.experts.values(), torch.split(routing.gather(embeddings), counts), masks, strict=True)]
+        busy = [row for row in rows if len(row[1])] or rows[:1]  # an empty batch goes to the first
+        out = torch.cat([expert(own, mask) for expert, own, mask in busy])
         logits: Tensor = self.head(routing.combine(out))
         return logits
 

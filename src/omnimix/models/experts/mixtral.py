@@ -41,7 +41,12 @@ def to_mixtral(mixture: nn.Module) -> Any:
     said |= {"num_local_experts": len(first.experts), "num_experts_per_tok": first.k}
     said.setdefault("sliding_window", None)
     with torch.random.fork_rng(devices=[]):  # its weights are replaced
-        made = transformers.MixtralForCausalLM(transformers.MixtralConfig(**said)).to(first.router.weight)
+        made = transformers.MixtralForCausalLM(transformers.MixtralConfig(**said)).to(first.router.weight.device)
+    for value in made.parameters():
+        value.data = value.data.to(first.router.weight.dtype)
+    buffers = dict(dense.named_buffers())
+    for name, value in made.named_buffers():  # the frequencies of positions, which keep their precision
+        value.data = buffers[name].clone() if name in buffers else value.data
     rest = {name: value for name, value in dense.state_dict().items() if ".mlp." not in name}
     missing = made.load_state_dict(rest, strict=False)
     odd = [*missing.unexpected_keys, *(name for name in missing.missing_keys if ".mlp." not in name)]

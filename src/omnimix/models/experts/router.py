@@ -31,6 +31,8 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def load_balance(scores: Tensor, chosen: Tensor) -> Tensor:
     """L sum_i u_i p_i of scores (..., L) and the experts that were chosen, (..., k)."""
     experts = scores.shape[-1]
+    if not chosen.numel():  # an empty batch
+        return scores.sum()
     share = torch.bincount(chosen.flatten(), minlength=experts).to(scores.dtype) / chosen.numel()
     return experts * (share * scores.softmax(-1).reshape(-1, experts).mean(0)).sum()
 
