@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from omnimix.models.regularize.mixout import Mixout, mixout, mixout_mask, mixout_penalty
 from omnimix.models.regularize.start_decay import StartDecay
+from omnimix.networks.language_model import LanguageModel
 
 
 def generator(seed=0):
@@ -126,7 +127,8 @@ def test_evaluation_is_the_plain_module_and_training_mixes():
     wrapped.train()
     first, second = wrapped(x), wrapped(x)
     assert not torch.equal(first, second)
-    assert not wrapped.module[1].training
+    assert wrapped.module[1].p == 0
+    assert wrapped.remove()[1].p == 0.5
     still = Mixout(net(), 0.8)
     assert torch.equal(still(x), net().eval()(x))  # w = u
 
@@ -218,6 +220,9 @@ def test_raw_parameters_and_transposed_layers():
     attention = moved(Mixout(nn.MultiheadAttention(8, 2), 0.5, weights=["in_proj_weight"], generator=generator()))
     x = rand(3, 2, 8)
     assert not torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
+    table = Mixout(nn.Sequential(nn.Embedding(10, 4)), 0.5, weights="*")
+    table.redraw()
+    assert table.module[0].parametrizations.weight[0].mask.shape == (10, 1)  # a row is an input
     up = Mixout(nn.ConvTranspose1d(4, 6, 3), 0.5, weights="weight")
     up.redraw()
     assert up.module.parametrizations.weight[0].mask.shape == (4, 1, 1)
@@ -286,3 +291,55 @@ def test_decay_to_the_start_refuses_a_second_decay():
         StartDecay(torch.optim.AdamW([weight]))
     with pytest.raises(ValueError, match="start must hold"):
         StartDecay(torch.optim.SGD([weight]), start=[torch.ones(3)])
+
+
+def test_a_head_tied_to_the_embedding_shares_its_mask_by_default():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        language_model = LanguageModel(13, width=8, layers=1, heads=2)
+    base = {k: v.clone() for k, v in language_model.state_dict().items() if k != "head.weight"}  # as files have it
+    wrapped = moved(Mixout(language_model, 0.5, anchor=base, generator=generator()))
+    wrapped.redraw()
+    assert torch.equal(wrapped.module.embed.weight, wrapped.module.head.weight)
+    part = wrapped.module.head.parametrizations.weight
+    assert part[0].mask.shape == (1, 8)
+    assert torch.equal(part[0].anchor, base["embed.weight"])
+    assert not torch.equal(wrapped.module.head.weight, part.original)
+
+
+def test_dropout_is_off_where_no_layer_does_it():
+    """Attention reads a number, or the rate of a layer that it does not call."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.map = nn.Dropout(0.5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.map(x), self.drop.p, self.training)
+
+    x = rand(3, 2, 8)
+    wrapped = Mixout(nn.MultiheadAttention(8, 2, dropout=0.5), 0.5)
+    assert torch.equal(wrapped(x, x, x)[0], wrapped(x, x, x)[0])  # w = u
+    assert wrapped.remove().dropout == 0.5
+    wrapped = Mixout(Reads(), 0.5)
+    assert torch.equal(wrapped(rand(3, 5)), wrapped(rand(3, 5)))
+    kept = Mixout(Reads(), 0.5, keep_dropout=True)
+    assert not torch.equal(kept(rand(3, 5)), kept(rand(3, 5)))
+
+
+def test_decay_to_the_start_follows_the_weights_and_not_their_places():
+    a, b, c = (nn.Parameter(torch.full((2,), float(i))) for i in range(3))
+    optimizer = torch.optim.SGD([a, b, c], lr=0.1)
+    StartDecay(optimizer, 1.0)
+    late = nn.Parameter(torch.ones(3))
+    optimizer.param_groups[0]["params"] = [a, c]
+    optimizer.add_param_group({"params": [late]})
+    with torch.no_grad():
+        c.add_(1)
+        late.add_(1)
+    for weight in (a, c, late):
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(c.data, torch.full((2,), 2.9))
+    assert torch.equal(late.data, torch.full((3,), 2.0))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,12 @@ class Mixout(nn.Module):
 
     p: share taken from the anchor, in [0, 1]; the paper tries 0.7 to 0.9, where large learning rates break training.
     weights: names or patterns ("encoder.*.weight") of parameters with at least two axes; default: the weight of every
-    `nn.Linear`. Biases have one axis and are never mixed. anchor: "start", the values that the weights have now;
-    "zero", which makes it dropout; or a mapping with a tensor for every name, such as a base checkpoint. per: see
-    `mixout_mask`. keep_dropout: leave the module's dropout layers on; by default they are off, as in the paper, which
-    puts mixout in their place. save_anchor: the anchors are part of the state dict. generator: of the masks; its state
-    is part of the state dict.
+    `nn.Linear`, tied ones under all their names. Biases have one axis and are never mixed. anchor: "start", the values
+    that the weights have now; "zero", which makes it dropout; or a mapping with a tensor for every name, such as a
+    base checkpoint. per: see `mixout_mask`. keep_dropout: leave the module's dropout on; by default its rates are 0
+    while wrapped, as in the paper, which puts mixout in its place: those of dropout layers, and numbers that modules
+    keep by a name with "dropout", as attention does. save_anchor: the anchors are part of the state dict. generator: of
+    the masks; its state is part of the state dict.
 
     One mask is drawn for each weight and call, tied weights share it, and passes recomputed by activation checkpointing
     reuse that of the last call: then go backward before the next call. Parts of the module that are called by
@@ -113,28 +114,23 @@ class Mixout(nn.Module):
         self.order = {
             path: list(module.get_submodule(path)._parameters) for path in {n.rpartition(".")[0] for n in names}
         }
-        shared: dict[int, Anchored] = {}
+        tied: dict[int, list[str]] = {}
         for name in names:
-            owner, leaf = owner_of(module, name)
-            weight = cast(Tensor, getattr(owner, leaf))
-            if id(weight) not in shared:
-                start = anchor_for(name, weight, anchor)
-                shared[id(weight)] = Anchored(start, p, input_axis(owner), save_anchor, reference)
+            tied.setdefault(id(module.get_parameter(name)), []).append(name)
+        shared: dict[int, Anchored] = {}
+        for key, same in tied.items():
+            name = next((n for n in same if isinstance(anchor, str) or n in anchor), same[0])
+            start = anchor_for(name, module.get_parameter(name), anchor)
+            axis = max(input_axis(owner_of(module, n)[0]) for n in same)  # a table that is a layer too: as the layer
+            shared[key] = Anchored(start, p, axis, save_anchor, reference)
         for name in names:
             owner, leaf = owner_of(module, name)
             parametrize.register_parametrization(owner, leaf, shared[id(getattr(owner, leaf))])
         self.module, self.names, self.training = module, names, module.training
-        self._dropout(False)
-
-    def train(self, mode: bool = True) -> Mixout:
-        super().train(mode)
-        self._dropout(False)
-        return self
-
-    def _dropout(self, on: bool) -> None:
-        for part in self.module.modules():
-            if not self.keep_dropout and isinstance(part, nn.modules.dropout._DropoutNd):
-                part.train(on)
+        found = {} if keep_dropout else {path: dropouts(part) for path, part in module.named_modules()}
+        self.rates = {path: rates for path, rates in found.items() if rates}
+        for path, rates in self.rates.items():
+            vars(module.get_submodule(path)).update(dict.fromkeys(rates, 0.0))
 
     def redraw(self) -> None:
         """Draw the masks of the next pass; calling the module does it."""
@@ -158,7 +154,9 @@ class Mixout(nn.Module):
             held = self.module.get_submodule(path)._parameters
             for name in order:
                 held[name] = held.pop(name)
-        self._dropout(self.training)
+        for path, rates in self.rates.items():
+            vars(self.module.get_submodule(path)).update(rates)
+        self.rates = {}
         return self.module
 
     def get_extra_state(self) -> Tensor:
@@ -187,18 +185,23 @@ class Anchored(nn.Module):
         return mixout(weight, self.anchor, self.mask, self.p, reference=self.reference)
 
 
+def dropouts(part: nn.Module) -> dict[str, float]:
+    """Attributes of a module that are rates of dropout, with their values."""
+    layer = isinstance(part, nn.modules.dropout._DropoutNd)
+    return {k: v for k, v in vars(part).items() if isinstance(v, float) and ((layer and k == "p") or "dropout" in k)}
+
+
 def chosen(module: nn.Module, patterns: str | Sequence[str] | None) -> list[str]:
     """Names of the parameters that fit, tied ones under all of their names."""
-    if patterns is None:
-        linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-        found = [n for n, _ in module.named_parameters(remove_duplicate=False) if n.rpartition(".")[0] in linear]
-        found = [name for name in found if name.rpartition(".")[2] == "weight"]
-        if not found:
-            raise ValueError("weights must be given for a module without nn.Linear: names or patterns of parameters")
-        return found
     known = dict(module.named_parameters(remove_duplicate=False))
     hits: dict[str, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    if patterns is None:
+        linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+        ends = {name: name.rpartition(".") for name in known}
+        hits = {name: None for name, (path, _, leaf) in ends.items() if path in linear and leaf == "weight"}
+        if not hits:
+            raise ValueError("weights must be given for a module without nn.Linear: names or patterns of parameters")
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
         fitting = [name for name in known if fnmatchcase(name, pattern)]
         if not fitting:
             raise ValueError(f"weights: no parameter is called {pattern!r}; there are {', '.join(list(known)[:20])}")
@@ -218,8 +221,10 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def input_axis(owner: nn.Module) -> int:
-    """The axis of the input units in the owner's weight; transposed layers and those of GPT-2 have it first."""
-    transposed = isinstance(owner, nn.modules.conv._ConvTransposeNd) or type(owner).__name__ == "Conv1D"
+    """The axis of the input units in the owner's weight; transposed layers, those of GPT-2 and tables of embeddings
+    (whose inputs are the rows) have it first."""
+    first = (nn.modules.conv._ConvTransposeNd, nn.Embedding, nn.EmbeddingBag)
+    transposed = isinstance(owner, first) or type(owner).__name__ == "Conv1D"
     return 0 if transposed else 1
 
 

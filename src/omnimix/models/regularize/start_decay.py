@@ -23,9 +23,9 @@ class StartDecay:
     """Pulls the weights of `optimizer` to where they started; `remove` ends it.
 
     strength: c of the module's docstring, >= 0; lr is that of the weight's group at each step. Weights without a
-    gradient are left alone, as the optimiser does. start: the values to pull to, one tensor a weight in the
-    optimiser's order; default: the present ones. exclude: weights without pull, such as a new head. ValueError if a
-    group with pulled weights also decays to 0, or for another start.
+    gradient are left alone, as the optimiser does, and so are those that it is given later. start: the values to pull
+    to, one tensor a weight in the optimiser's order; default: the present ones. exclude: weights without pull, such as
+    a new head. ValueError if a group with pulled weights also decays to 0, or for another start.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class StartDecay:
         if [v.shape for v in values] != [w.shape for w in weights]:
             raise ValueError(f"start must hold a tensor in the shape of each of the optimizer's {len(weights)} weights")
         self.start = [v.detach().clone().to(w) for v, w in zip(values, weights, strict=True)]
+        self.begun = {id(w): (w, u) for w, u in zip(weights, self.start, strict=True)}
         self.handle = optimizer.register_step_pre_hook(self._pull)
 
     @torch.no_grad()
     def _pull(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        starts = iter(self.start)
         for group in optimizer.param_groups:
-            pairs = [(w, u) for w in group["params"] for u in (next(starts),)]
+            pairs = [self.begun[id(w)] for w in group["params"] if id(w) in self.begun]
             pairs = [(w, u) for w, u in pairs if w.grad is not None and id(w) not in self.exclude]
             if pairs:
                 weights, begun = (list(each) for each in zip(*pairs, strict=True))
