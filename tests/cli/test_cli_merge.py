@@ -102,6 +102,7 @@ def test_check_says_all_and_writes_nothing(call, models, tmp_path):
         (("linear", "a", "nowhere", "-o", "o"), "nowhere: there is no such file or folder"),
         (("linear", "a", "b", "-o", "z"), "z: is there already"),
         (("linear", "a", "b", "-o", "o", "--evaluate", "judge"), "an evaluation is FILE.py:function, got 'judge'"),
+        (("linear,slerp", "a", "b", "-o", "o", "--density", "1", "--evaluate", "j.py:f"), "none of linear, slerp take"),
         (("linear", "a", "b", "--check", "--evaluate", "j.py:f"), "--evaluate merges: it needs --out DIR"),
     ],
 )

@@ -81,6 +81,8 @@ def merge(
                 if out is None or check:
                     raise ValueError("--evaluate merges: it needs --out DIR, and goes without --check")
                 names = [what] if what.endswith((".yaml", ".yml")) else what.split(",")
+                if unknown := [key for key in given if not any(key in _taken(name, given) for name in names)]:
+                    raise ValueError(f"--{unknown[0]}: none of {', '.join(names)} takes it")
                 recipes = [_recipe(name, models or [], base, _taken(name, given), dtype) for name in names]
                 recipe, evaluation = _best(recipes, evaluate, out, draws, draw_seed, lower, jobs, how)
             plan = checkpoint.plan_merge(recipe, **how)

@@ -34,6 +34,8 @@ def test_concatenation_is_the_dense_sum_and_truncation_drops_singular_values():
     change, error = extract(dense + 1, torch.ones(6, 5), 5)
     torch.testing.assert_close(change.dense(), dense, atol=1e-4, rtol=1e-4)
     assert error == pytest.approx(0, abs=1e-6)
+    model, base = noise(6, 5).bfloat16(), noise(6, 5, seed=1).bfloat16()  # whose difference bfloat16 cannot hold
+    torch.testing.assert_close(extract(model, base, 5)[0].dense(), model.float() - base.float(), atol=1e-5, rtol=0)
 
 
 def test_an_adapter_as_it_is_written():
@@ -44,6 +46,8 @@ def test_an_adapter_as_it_is_written():
         ({"r": 4, "lora_alpha": 8}, 2.0),
         ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 12}}, 3.0),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"proj": 4, r"layers\.\d+\.[qk]_proj": 12}}, 3.0),
+        ({"r": 4, "lora_alpha": 8, "init_lora_weights": "gaussian"}, 2.0),
     ):
         (name, change), = adapter(tensors, config).items()  # fmt: skip
         assert name == "layers.0.q_proj.weight"
@@ -51,6 +55,9 @@ def test_an_adapter_as_it_is_written():
     for bad, config, message in (
         (tensors, {"use_dora": True}, "use_dora"),
         ({f"{key}.lora_A.weight": down}, {}, r"needs a lora_B of shape \(out, 4\), got None"),
+        ({f"{key}.lora_B.weight": up}, {}, "has no lora_A beside it"),
+        (tensors, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' belongs to a base"),
+        (tensors, {"alpha_pattern": {"(": 1}}, "alpha_pattern holds no regular expression"),
         ({**tensors, "head.weight": up}, {}, "'head.weight' is no lora_A or lora_B"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ stabilization scaling factor for fine-tuning with LoRA", arXiv:2312.03732.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,16 +39,25 @@ def adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
     """The changes in an adapter as PEFT writes it, by names of the base model, in float32 at least.
 
     tensors: of adapter_model.safetensors. config: adapter_config.json, with r, lora_alpha, use_rslora, fan_in_fan_out
-    (weights are (in, out), as in GPT-2) and, for some layers, rank_pattern and alpha_pattern. ValueError for what is
-    not plain LoRA on linear layers: DoRA, embeddings, convolutions, whole modules that were trained too.
+    (weights are (in, out), as in GPT-2) and, for some layers, rank_pattern and alpha_pattern, whose keys are regular
+    expressions for how names of layers end. ValueError for what is not plain LoRA on linear layers: DoRA, embeddings,
+    convolutions, whole modules that were trained too; and for starts that took something out of the base (PiSSA).
     """
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         raise ValueError(f"peft_type {kind!r} is no LoRA; merge this adapter into its base first")
     if config.get("use_dora"):
         raise ValueError("an adapter with use_dora also scales the columns; merge it into its base first")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda")):
+        raise ValueError(
+            f"an adapter with init_lora_weights {start!r} belongs to a base from which its start was taken out; save "
+            "it with path_initial_model_for_weight_conversion, or merge it into that base first"
+        )
     found: dict[str, LowRank] = {}
     for name, value in tensors.items():
         if not name.endswith("lora_A.weight"):
+            if name.endswith("lora_B.weight") and f"{name.removesuffix('B.weight')}A.weight" not in tensors:
+                raise ValueError(f"tensor {name!r} has no lora_A beside it")
             if not name.endswith("lora_B.weight"):
                 raise ValueError(
                     f"tensor {name!r} is no lora_A or lora_B of a linear layer; merge this adapter into its base"
@@ -69,7 +79,10 @@ def adapter(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
 
 
 def _own(pattern: Mapping[str, float] | None, layer: str, default: float) -> float:
-    return next((value for key, value in (pattern or {}).items() if layer == key or layer.endswith(f".{key}")), default)
+    try:
+        return next((v for key, v in (pattern or {}).items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
+    except re.error as error:
+        raise ValueError(f"alpha_pattern holds no regular expression: {error}") from None
 
 
 def concatenate(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> dict[str, LowRank]:
@@ -100,7 +113,8 @@ def truncate(change: LowRank, rank: int) -> tuple[LowRank, float]:
 
 def extract(model: Tensor, base: Tensor, rank: int) -> tuple[LowRank, float]:
     """The change of a weight (out, in) from its base at this rank, and the squared error."""
-    change = (model - base).to(torch.promote_types(base.dtype, torch.float32))
+    wide = torch.promote_types(torch.promote_types(model.dtype, base.dtype), torch.float32)
+    change = model.to(wide) - base.to(wide)
     return truncate(LowRank(change, torch.eye(change.shape[1], dtype=change.dtype, device=change.device)), rank)
 
 
