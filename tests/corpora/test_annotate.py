@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 import torch
 
 from omnimix.corpora.annotate import WORK, Together, annotate, fingerprint_of
-from omnimix.corpora.proxy.documents import JSON_LINES, PARQUET, ipc_file, objects
+from omnimix.corpora.discover import Taxonomy, TaxonomyAnnotator, TaxonomyClassifier, Tfidf, TfidfClassifier
+from omnimix.corpora.proxy.documents import JSON_LINES, PARQUET, ipc_file, objects, schema_of
 from omnimix.corpora.shards import sampled
 
 ROWS = [{"text": "word " * (i % 7) + str(i), "number": i, "tags": ["a"] * (i % 3)} for i in range(50)]
@@ -312,3 +314,39 @@ def test_a_saved_annotator_is_known_by_its_files(tmp_path):
     assert fingerprint_of(tmp_path / "m" / "a") == fingerprint_of(tmp_path / "n" / "a")
     (tmp_path / "n" / "a").write_text("2")
     assert fingerprint_of(tmp_path / "n") != first
+
+
+@pytest.mark.parametrize("name", NAMES[3:])
+def test_an_empty_table_keeps_what_is_to_be_kept(name, tmp_path):
+    table = pa.Table.from_pylist(ROWS).slice(0, 0)
+    if name.endswith(PARQUET):
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.OSFile(str(tmp_path / name), "wb") as out:
+            (pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file)(out, table.schema).close()
+    assert annotate(tmp_path / name, Length(), tmp_path / "out", identity="x", keep=["number"])["rows"] == 0
+    assert schema_of(tmp_path / "out" / name).names == ["number"]
+    with pytest.raises(ValueError, match="no column"):
+        annotate(tmp_path / name, Length(), tmp_path / "other", identity="x", keep=["nowhere"])
+
+
+def test_an_output_inside_the_input_is_refused_before_it_becomes_input(tmp_path):
+    write(tmp_path / "d.jsonl", ROWS[:3])
+    with pytest.raises(ValueError, match="out lies in the input"):
+        annotate(tmp_path, Length(), tmp_path / "out", identity="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_call_goes_on_with_an_annotator_that_was_used(tmp_path):
+    source = write(tmp_path / "d.jsonl", ROWS)
+    kind = Taxonomy("kind", ["a", "b"])
+    learned = TaxonomyClassifier(kind, TfidfClassifier(Tfidf(least=1))).fit(
+        ROWS, kind.soft([row["number"] % 2 for row in ROWS])
+    )
+    asks = TaxonomyAnnotator(kind, lambda prompts: ["A"] * len(prompts))
+    for number, annotator in enumerate((learned, asks)):
+        first = annotate(source, annotator, tmp_path / str(number))
+        assert annotate(source, annotator, tmp_path / str(number)) == first
+    assert asks.counts["asked"] == 50
+    again = pickle.loads(pickle.dumps(learned))
+    assert np.array_equal(again.probabilities(ROWS), learned.probabilities(ROWS))

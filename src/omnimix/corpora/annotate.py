@@ -143,6 +143,9 @@ def prepare(
     for shard in found:
         if folder.resolve() in shard.source.resolve().parents:
             raise ValueError(f"the input {shard.source} lies in the output folder {folder}: choose another folder")
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        if Path(path).is_dir() and Path(path).resolve() in folder.resolve().parents:
+            raise ValueError(f"the output folder {folder} lies in the input {path}: choose another folder")
     facts, known = job.facts(), folder / WORK / "job.json"
     if known.exists():
         _refuse_another(folder, json.loads(known.read_text()), facts)
@@ -303,7 +306,7 @@ def _chunks(
             yield first, count, kind.encode(pieces)
             first, pieces, count, size = first + count, [], 0, 0
     if pieces or first == 0:
-        yield first, count, kind.encode(pieces)
+        yield first, count, kind.encode(pieces or kind.nothing(job.keep))
 
 
 def _annotated(

@@ -80,6 +80,9 @@ class Lines:
         lines = [self._line(*one, keep) for one in zip(rows, new, places, strict=True)]
         return "".join(line + "\n" for line in lines).encode()
 
+    def nothing(self, keep: Sequence[str] | None) -> list[bytes]:
+        return []
+
     def _line(self, row: dict[str, Any], new: dict[str, Any], place: str, keep: Sequence[str] | None) -> str:
         try:
             whole = (row if keep is None else {name: row[name] for name in keep}) | new
@@ -150,10 +153,7 @@ class Records:
     ) -> Any:
         import pyarrow as pa
 
-        try:
-            table = rows if keep is None else rows.select(list(keep))
-        except KeyError as error:
-            raise ValueError(f"{self.file}: no column {error}; it has {', '.join(rows.column_names)}") from None
+        table = self._kept(rows, keep)
         try:
             for name, values in columns.items():
                 table = table.append_column(name, pa.array(values))
@@ -162,14 +162,23 @@ class Records:
             raise ValueError(f"{self.file}, {span}: the values of {name!r} have no common type ({error})") from None
         return table
 
+    def nothing(self, keep: Sequence[str] | None) -> list[Any]:
+        """The piece of a file without rows; it has no new columns, as nothing tells their types."""
+        return [self._kept(schema_of(self.file).empty_table(), keep)]
+
+    def _kept(self, rows: Any, keep: Sequence[str] | None) -> Any:
+        try:
+            return rows if keep is None else rows.select(list(keep))
+        except KeyError as error:
+            raise ValueError(f"{self.file}: no column {error}; it has {', '.join(rows.column_names)}") from None
+
     def size(self, piece: Any) -> int:
         return int(piece.nbytes)
 
     def encode(self, pieces: Sequence[Any]) -> bytes:
         import pyarrow as pa
 
-        tables = pieces or [schema_of(self.file).empty_table()]
-        whole = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        whole = pa.concat_tables(pieces, promote_options="permissive").combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, whole.schema) as out:
             out.write_table(whole)

@@ -7,12 +7,14 @@ import pytest
 
 from omnimix.corpora.annotation import Annotator, annotated, texts
 from omnimix.corpora.discover.annotator import TaxonomyAnnotator
+from omnimix.corpora.discover.product import Product
 from omnimix.corpora.discover.taxonomy import Taxonomy, TaxonomyClassifier
 
 from .texts import documents
 
 KINDS = Taxonomy("kind", {"news": "reports", "forum": "", "shop": "prices", "poem": ""}, "what kind of page it is")
 MANY = Taxonomy("kind", [f"kind {i}" for i in range(30)])
+MANY_NAMED = Taxonomy("other", MANY.names)
 
 
 def options(prompt):
@@ -76,6 +78,8 @@ def test_letters_are_asked_equally_often():
         ("B", "B"), (" C\n", "C"), ("D.", "D"), ("(A)", "A"), ("B: since it lists prices", "B"), ("**C**", "C"),
         ("A\nbecause", "A"), ('"D"', "D"), ("A page about shopping", None), ("E", None), ("a", None), ("", None),
         ("I cannot judge this text.", None), ("The answer is B", None), ("BC", None), ("B or C", None),
+        ("D - it rhymes", "D"), ("A-level tests", None), ("A.I.", None), ("A, B", None), ("C, as an AI", None),
+        ("**B.** prices", "B"),
     ],
 )  # fmt: skip
 def test_only_a_clear_answer_counts(answer, sign):
@@ -207,3 +211,9 @@ def test_annotated_checks_what_an_annotator_gives():
         annotated(Nothing(), pages(2))
     assert annotated(Short(), pages(1)) == {"a": [1]}
     assert texts([{"a": "x", "b": "y"}], ("b", "a")) == ["y\n\nx"]
+
+
+def test_a_document_without_a_label_has_no_pair():
+    unsure = TaxonomyAnnotator(KINDS, lambda p: ["?"] * len(p), refusal="skip")
+    sure = TaxonomyAnnotator(MANY_NAMED, always("kind 3"))
+    assert Product({"kind": unsure, "other": sure}).annotate(pages(1))["domain"] == [None]

@@ -173,6 +173,9 @@ def test_what_is_saved_answers_the_same(trained, tmp_path):
     assert sorted(file.name for file in (tmp_path / "topic").iterdir()) == ["classifier.json", "model.safetensors"]
     with pytest.raises(ValueError, match="not a classifier that omnimix saved"):
         TaxonomyClassifier.load(tmp_path)
+    (tmp_path / "classifier.json").write_text("[]")
+    with pytest.raises(ValueError, match="its format is \\[\\]"):
+        TaxonomyClassifier.load(tmp_path)
     TOPIC.save(tmp_path / "topic.json")
     assert Taxonomy.load(tmp_path / "topic.json") == TOPIC
     (tmp_path / "bad.json").write_text('{"labels": ["a", "b"]}')

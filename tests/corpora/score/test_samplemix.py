@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -130,3 +132,13 @@ def test_what_cannot_be_saved_is_said(rater, tmp_path):
         SampleMix(rater.groups, type("Mine", (), {})()).save(tmp_path)
     with pytest.raises(ValueError, match="holds no SampleMix"):
         SampleMix.load(tmp_path)
+
+
+def test_an_empty_shard_has_no_ratings(rater, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, rows in (("a", documents()), ("b", documents()[:0])):
+        table = pa.Table.from_pylist(rows, schema=pa.Table.from_pylist(documents()).schema)
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    assert annotate(tmp_path / "in", rater, tmp_path / "rated", keep=())["rows"] == 120
+    files = sorted((tmp_path / "rated").glob("*.parquet"))
+    assert rater.measured(lambda: read_ratings(files), 1e3).sampling.documents == 120

@@ -151,3 +151,20 @@ def test_copies_in_the_stream_are_apart_and_make_a_mixture():
 def test_wrong_settings_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         measure(blocks(ratings()), CENTROIDS, **{"budget": 1e3, **wrong})
+
+
+def test_numbers_that_are_none_are_refused():
+    whole = ratings(5)
+    for wrong in (
+        whole._replace(quality=np.full(5, np.nan)),
+        whole._replace(distance=np.full(5, np.inf)),
+        whole._replace(tokens=-whole.tokens),
+    ):
+        with pytest.raises(ValueError, match="must be finite numbers, tokens >= 0"):
+            measure(blocks(wrong), CENTROIDS, 1e3)
+    for score, tokens in (([0.1, np.nan], [1, 2]), ([0.1, 0.2], [-1, 2]), ([0.1, 0.2], [1])):
+        with pytest.raises(ValueError, match="a finite score, and tokens >= 0"):
+            expected_copies(np.array(score), np.array(tokens), 3.0)
+    for copies in (np.nan, -1.0, 1e30):
+        with pytest.raises(ValueError, match="copies must be numbers of 0 to"):
+            round_copies(np.array([copies, 0.5]), np.array([0.1, 0.2]))

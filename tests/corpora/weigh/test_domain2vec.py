@@ -246,3 +246,12 @@ def test_refused():
         align(V, V @ R0, distance="cosine")
     with pytest.raises(ValueError, match="nothing to fit"):
         Alignment(V, V @ R0).fit(np.ones((3, 2)), np.ones(3))
+
+
+def test_one_data_set_is_all_there_is_and_sizes_are_of_every_data_set():
+    one = domain2vec(vectors(V[:, :1]), V @ R0, solver="search", top=100, draws=200)
+    assert one.weights == {"d0": 1}
+    table, q = runs(("loss/m0", "loss/m1", "loss/m2")), V @ R0
+    assert domain2vec_regmix(table, vectors(V[:, :1]), q, make=Linear, draws=200).weights == {"d0": 1}
+    with pytest.raises(ValueError, match="sizes has no number for d0"):
+        domain2vec(vectors(V), V @ R0, sizes={"D0": 10, "d1": 90})

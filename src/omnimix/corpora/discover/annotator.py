@@ -127,6 +127,9 @@ class TaxonomyAnnotator:
             found[row, self.order(text)] = logs[row]  # the j-th sign stands for the label order[j]
         return np.asarray(softmax(found, axis=1))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "counts": Counter[str]()}  # which do not decide what it writes, see `fingerprint`
+
     def order(self, text: str) -> Array:
         """(C,) which label each sign stands for in the prompt of this text."""
         return self._draws(text, "options").permutation(len(self.taxonomy))
@@ -155,9 +158,9 @@ class TaxonomyAnnotator:
     def parse(self, answer: str) -> int | None:
         """The position of the answered sign: it must come first, alone or before a mark as in "C.", "(C)", "C: ...".
 
-        None for anything else: "A page about health" is no answer A.
+        None for anything else: "A page about health" and "A-level tests" are no answer A, "I, as an AI" is no answer I.
         """
-        found = re.match(r"\s*(?:\*\*|[\"'(\[])?([A-Z]|\d+)(?:\*\*|[\"')\]])?\s*(?:[.:)\],-]|$|\n)", answer)
+        found = re.match(r"\s*(?:\*\*|[\"'(\[])?([A-Z]|\d+)(?:\*\*|[\"')\]])?\s*(?:[.:)\]-]+(?=[\s*]|$)|$|\n)", answer)
         return self.signs.index(found[1]) if found and found[1] in self.signs else None
 
     def _ask(self, prompts: list[str]) -> Sequence[str]:

@@ -80,9 +80,22 @@ class Tfidf:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Tfidf:
         found = cls(state["features"], ngrams=state["ngrams"], least=state["least"], characters=state["characters"])
-        found.words = found._words(vocabulary={term: i for i, term in enumerate(state["terms"])})
-        found.words.idf_ = state["idf"].numpy()
+        found._restore(state["terms"], state["idf"].numpy())
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # scikit-learn notes addresses while it works, by which the same words would be told apart
+        words = self.words and (self.terms, np.asarray(self.words.idf_, dtype=np.float32))
+        return {**vars(self), "words": words}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.words is not None:
+            self._restore(*self.words)
+
+    def _restore(self, terms: Sequence[str], idf: Array) -> None:
+        self.words = self._words(vocabulary={term: i for i, term in enumerate(terms)})
+        self.words.idf_ = idf
 
     def _words(self, **rest: Any) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer

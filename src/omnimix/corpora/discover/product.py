@@ -22,7 +22,7 @@ JOINT = " / "
 
 
 class Product:
-    """Writes the columns of several annotators, and the pair of their labels.
+    """Writes the columns of several annotators, and the pair of their labels, None where one of them is None.
 
     parts: name of the label column -> the annotator that writes it. column: of the pair, as "Health / Tutorial".
     """
@@ -43,7 +43,7 @@ class Product:
                 )
             found.update(columns)
         labels = zip(*(found[name] for name in self.parts), strict=True)
-        return {**found, self.column: [JOINT.join(pair) for pair in labels]}
+        return {**found, self.column: [None if None in pair else JOINT.join(pair) for pair in labels]}
 
 
 def product(

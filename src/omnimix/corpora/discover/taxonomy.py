@@ -193,8 +193,9 @@ class TaxonomyClassifier:
             about = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a classifier that omnimix saved ({error})") from None
-        if about.get("format") != FORMAT:
-            raise ValueError(f"{path}: its format is {about.get('format')!r}, this version reads {FORMAT!r}")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            known = about.get("format") if isinstance(about, dict) else about
+            raise ValueError(f"{path}: its format is {known!r}, this version reads {FORMAT!r}")
         model: Model
         if about["model"] == TfidfClassifier.kind:
             model = TfidfClassifier.from_state(checkpoint.load(path / "model.safetensors"))

@@ -27,7 +27,7 @@ from ...core import checkpoint
 from ..annotation import Annotator, Document, texts
 from ..discover.embed import Array, Embedder, embed
 from ..discover.regroup import Groups, regroup
-from ..proxy.documents import JSON_LINES, objects, record_batches
+from ..proxy.documents import JSON_LINES, count_rows, objects, record_batches
 from .base import QualityColumns, qualities
 from .ordinal import OrdinalQuality
 from .sampling import ALPHA, TAU, Blocks, Ratings, Sampling, measure, round_copies
@@ -164,6 +164,8 @@ def read_ratings(files: Iterable[Path]) -> Iterator[Ratings]:
 
 
 def _columns(file: Path, names: Sequence[str]) -> Iterator[list[Any]]:
+    if not count_rows(file):  # an empty shard has no new columns
+        return
     for batch in record_batches(file, names, READ):
         yield [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
 

@@ -25,6 +25,8 @@ ALPHA, TAU = 0.8, 0.2
 SCALES = ("min-max", "clipped", "rank")
 CLIP = (0.01, 0.99)
 BINS = 2**16
+MOST = 2.0**53
+"""Copies up to which a float tells whole numbers apart."""
 
 
 class Ratings(NamedTuple):
@@ -86,6 +88,8 @@ def measure(
     counts, apart = np.zeros(k, dtype=np.int64), np.zeros(k)
     low, high, tokens = np.inf, -np.inf, 0
     for block in blocks():
+        if not all(np.isfinite(values).all() for values in block) or (np.asarray(block.tokens) < 0).any():
+            raise ValueError("quality, distance and tokens must be finite numbers, tokens >= 0; some rating is not")
         counts += np.bincount(block.cluster, minlength=k)
         apart += np.bincount(block.cluster, weights=block.distance, minlength=k)
         if len(block.quality):
@@ -151,6 +155,8 @@ def expected_copies(score: Array, tokens: Array, budget: float, tau: float = TAU
     """
     positive("budget", budget), positive("tau", tau), positive("cap", cap)
     z, length = np.asarray(score, dtype=np.float64) / tau, np.asarray(tokens)
+    if z.shape != length.shape or not np.isfinite(z).all() or not (np.isfinite(length) & (length >= 0)).all():
+        raise ValueError("give a finite score, and tokens >= 0, for each document")
     return np.asarray(np.minimum(np.exp(z + _log_scale(lambda: [(z, length)], budget, cap)), cap))
 
 
@@ -159,6 +165,8 @@ def round_copies(copies: Array, chance: torch.Generator | Array) -> Array:
 
     chance: a generator, or (N,) uniforms in [0, 1).
     """
+    if not ((copies >= 0) & (copies < MOST)).all():
+        raise ValueError(f"copies must be numbers of 0 to {MOST:.0g}, got up to {np.max(copies)}: lower the budget")
     whole = np.floor(copies)
     if isinstance(chance, torch.Generator):
         chance = random.uniform(len(whole), generator=chance).cpu().numpy()

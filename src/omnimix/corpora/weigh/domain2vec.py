@@ -309,7 +309,10 @@ def _shares(names: Sequence[str], sizes: Mapping[str, float] | None) -> Array:
     """(k,) shares of the sizes; equal without sizes."""
     if sizes is None:
         return np.full(len(names), 1 / len(names))
-    return Mixture({name: sizes.get(name, 0.0) for name in names}).vector()
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        raise ValueError(f"sizes has no number for {', '.join(missing)}")
+    return Mixture({name: sizes[name] for name in names}).vector()
 
 
 def _caps(
@@ -326,7 +329,7 @@ def _drawn(prior: Array, caps: Array, draws: int, generator: torch.Generator | N
     """(draws, k) mixtures r ~ Dirichlet(prior) within the caps; what has no prior share gets no weight."""
     some = np.flatnonzero(prior)
     if len(some) == 1:
-        return np.asarray(np.eye(len(prior))[some])
+        return np.repeat(np.eye(len(prior))[some], draws, axis=0)
     design = MixtureDesign(
         {str(i): float(prior[i]) for i in some}, temperature=1.0, strength=(1.0, 1.0), strengths=1, cap=None
     )
