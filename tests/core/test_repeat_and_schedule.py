@@ -122,3 +122,14 @@ def test_a_schedule_of_three():
         Schedule(parts, [0.5, 0.5])
     with pytest.raises(ValueError, match="pass setup"):
         Schedule(parts, [0.2, 0.5, 0.3]).setup(model, TASK)
+
+
+def test_methods_that_end_training_in_their_own_way_are_no_parts():
+    for make in (
+        lambda m: Repeat(m),
+        lambda m: Schedule([om.ERM(), m], [0.5, 0.5]),
+        lambda m: om.Choose([om.ERM(), m]),
+    ):
+        for name in ("swad", "drm"):
+            with pytest.raises(ValueError, match="cannot be one part of a method|cannot be repeated"):
+                make(om.create(name))

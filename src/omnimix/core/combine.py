@@ -26,6 +26,8 @@ class _OneOf(Method):
     def __init__(self, methods: Sequence[Method]) -> None:
         if not methods or not all(isinstance(m, Method) for m in methods):
             raise ValueError(f"methods must be a non-empty sequence of Methods, got {methods!r}")
+        for method in methods:
+            _combinable(method)
         self.methods = list(methods)
         self.needs = tuple(dict.fromkeys(column for m in methods for column in m.needs))
         self._chosen: deque[int] = deque()
@@ -168,6 +170,7 @@ class Repeat(Method):
                 f"method must be a Method whose step is one gradient of its loss, got {method!r}: others cannot be "
                 "repeated on a batch"
             )
+        _combinable(method)
         self.method, self.times, self.needs = method, at_least("times", times, 1), method.needs
         self.cost = self.times * (method.cost or 1.0)
         self._guests: deque[list[int]] = deque()
@@ -219,6 +222,16 @@ class Repeat(Method):
         super().load_state_dict(state)
         self._guests.clear()
         self.method.load_state_dict(state["method"])
+
+
+def _combinable(method: Method) -> None:
+    """ValueError for methods whose predictions or whose last weights are those of all of training."""
+    own = [name for name in ("predict", "after_training") if getattr(type(method), name) is not getattr(Method, name)]
+    if own or method.follows_validation:
+        raise ValueError(
+            f"{type(method).__name__} predicts or ends training in a way of its own ({', '.join(own) or 'validation'}), "
+            "so it cannot be one part of a method: train with it alone"
+        )
 
 
 def _parts(name: str, given: Sequence[float], methods: Sequence[Method]) -> list[float]:

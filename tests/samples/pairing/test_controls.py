@@ -266,3 +266,29 @@ def test_controls_refuse_neighbours_yet_to_be_learned():
         with pytest.raises(ValueError, match=rf"RegMix\(k='{k}'\).*give k as a number"):
             controls(RegMix(k))
     assert controls(RegMix(3))["pairs"].pairing.given == 3
+
+
+def test_resampled_passes_on_what_the_method_is_told():
+    class Told(om.ERM):
+        def __init__(self):
+            super().__init__()
+            self.heard = []
+
+        def before_epoch(self):
+            self.heard.append("epoch")
+
+        def after_validation(self, loss):
+            self.heard.append(loss)
+
+        def after_training(self, model, batches):
+            self.heard.append("end")
+
+        def predict_in(self, model, x, domain):
+            return domain
+
+    method = Resampled("class", told := Told())
+    method.before_epoch()
+    method.after_validation(0.5)
+    method.after_training(torch.nn.Identity(), [])
+    assert told.heard == ["epoch", 0.5, "end"]
+    assert method.predict_in(torch.nn.Identity(), torch.ones(2), torch.arange(2)).tolist() == [0, 1]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -185,11 +185,23 @@ class Resampled(Method):
         super().after_step()
         self.method.after_step()
 
+    def before_epoch(self) -> None:
+        self.method.before_epoch()
+
     def after_epoch(self) -> None:
         self.method.after_epoch()
 
+    def after_validation(self, loss: float) -> None:
+        self.method.after_validation(loss)
+
+    def after_training(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        self.method.after_training(model, batches)
+
     def predict(self, model: nn.Module, x: Any) -> Tensor:
         return self.method.predict(model, x)
+
+    def predict_in(self, model: nn.Module, x: Any, domain: Tensor) -> Tensor:
+        return self.method.predict_in(model, x, domain)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "method": self.method.state_dict()}

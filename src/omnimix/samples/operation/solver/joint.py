@@ -71,8 +71,8 @@ def joint_masks(
     (G, outputs, inputs) further costs of each of their blocks. tau: an input is over-used by the others of an
     output when they show it in more than tau * blocks; threshold: see `above`. soft: from the second sweep on,
     blocks may show halves of two of the inputs that an output used, of its three most used ones at most. resolve:
-    before the last sweep, outputs of equal inputs are pushed apart. start: (G, outputs, blocks) the inputs shown at
-    first.
+    before the last sweep, outputs of equal inputs are pushed apart, in groups that have not settled. start: (G,
+    outputs, blocks) the inputs shown at first.
     """
     groups, inputs, *grid = cost.shape
     outputs, blocks = start.shape[1], start.shape[2]
@@ -92,9 +92,13 @@ def joint_masks(
     masks = [eye[start[:, o]].mT for o in range(outputs)]
     counts = [mask.sum(dim=2) for mask in masks]
     total = torch.stack(counts).sum(dim=0)
+    before = masks
     for sweep in range(sweeps):
         if resolve and sweep == sweeps - 1 and sweep > 0:
-            biases = biases + gamma / blocks * push_apart(torch.stack(counts, dim=1) > 0)
+            moved = torch.stack([(a != b).flatten(1).any(dim=1) for a, b in zip(before, masks, strict=True)]).any(dim=0)
+            push = gamma / blocks * push_apart(torch.stack(counts, dim=1) > 0)
+            biases = biases + push * moved.view(-1, 1, 1)  # the authors' loop ends before this where nothing changes
+        before = list(masks)
         for o in range(outputs):
             others = total - counts[o]
             overused = above(torch.bmm(pull, others.unsqueeze(2)), over, threshold)
