@@ -131,5 +131,5 @@ def test_methods_that_end_training_in_their_own_way_are_no_parts():
         lambda m: om.Choose([om.ERM(), m]),
     ):
         for name in ("swad", "drm"):
-            with pytest.raises(ValueError, match="cannot be one part of a method|cannot be repeated"):
+            with pytest.raises(ValueError, match=r"cannot be one part of a method|cannot be repeated"):
                 make(om.create(name))

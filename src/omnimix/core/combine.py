@@ -229,8 +229,8 @@ def _combinable(method: Method) -> None:
     own = [name for name in ("predict", "after_training") if getattr(type(method), name) is not getattr(Method, name)]
     if own or method.follows_validation:
         raise ValueError(
-            f"{type(method).__name__} predicts or ends training in a way of its own ({', '.join(own) or 'validation'}), "
-            "so it cannot be one part of a method: train with it alone"
+            f"{type(method).__name__} predicts or ends training in its own way ({', '.join(own) or 'validation'}): "
+            "it cannot be one part of a method, train with it alone"
         )
 
 
