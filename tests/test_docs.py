@@ -135,7 +135,7 @@ def run(command):
 
 
 def app():
-    from omnimix.cli import compare, merge, methods, show, weigh  # noqa: F401
+    from omnimix.cli import compare, merge, methods, show, weigh, weigh_annotate  # noqa: F401
     from omnimix.cli.console import app
 
     return app
