@@ -2,6 +2,6 @@
 
 from .permute import permuted
 from .sampler import DomainSampler
-from .select import Selected, select_documents
+from .select import Selected, implicit_mixture, select_documents
 
-__all__ = ["DomainSampler", "Selected", "permuted", "select_documents"]
+__all__ = ["DomainSampler", "Selected", "implicit_mixture", "permuted", "select_documents"]
