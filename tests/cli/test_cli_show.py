@@ -101,11 +101,81 @@ def test_a_tap_without_maps_shows_the_pairs(monkeypatch, call):
     assert all(len(line.cells) == 2 for line in lines)
 
 
-def test_what_mixes_in_a_pass_of_its_own_is_declined(call):
-    code, _, err = call("mixstyle", "-o", "p.png")
-    assert code == 2
-    assert "hidden states in a pass of its own" in err
-    assert "training mode" not in err
+REFUSES = {
+    "adautomix": "learns how to mix along with the network",
+    "automix": "learns how to mix along with the network",
+    "erm": "mixes nothing",
+    "mixstyle": "hidden states in a pass of its own",
+    "regmix-regression": "give k as a number",
+    "resampling": "mixes nothing",
+    "samix": "learns how to mix along with the network",
+}
+"""What of the methods that mix samples cannot be drawn, and why."""
+
+
+@pytest.mark.filterwarnings("ignore:alignmixup at")
+def test_every_method_on_samples_is_drawn_or_says_why_not(monkeypatch, tmp_path):
+    from omnimix.cli import show
+    from omnimix.compare.report import style
+    from omnimix.compare.spec import parse_specs
+    from omnimix.core import registry
+    from omnimix.core.task import Classification
+    from omnimix.data import Source
+
+    draw = torch.Generator().manual_seed(0)
+    tiny = Source("tiny", torch.rand(4, 3, 32, 32, generator=draw), torch.arange(4), Classification(4), "image")
+    own, drawn = show._source, []
+    monkeypatch.setattr(
+        show, "_source", lambda spec, method, asked: tiny if image(spec.name) else own(spec, method, asked)
+    )
+    monkeypatch.setattr(style, "png", lambda out, figure, *size, **options: drawn.append(size))
+    monkeypatch.setattr(show, "_grid", None)
+
+    def image(name):
+        return "image" in registry.info(name).inputs
+
+    def lines_of(one, *rest, of=show._lines):
+        lines = of(one, *rest)
+        method = one.shown.method
+        cells = [image for line in lines for image, _ in line.cells]
+        assert lines, method
+        assert all(line.cells for line in lines), method
+        assert all(torch.isfinite(cell).all() for cell in cells), method
+        assert any(not any(torch.equal(cell, x) for x in tiny.x) for cell in cells), (
+            f"{method} draws samples as they are"
+        )
+        return lines
+
+    monkeypatch.setattr(show, "_lines", lines_of)
+    refused = {}
+    for name in (name for name in registry.methods(level="samples") if registry.info(name).package == "omnimix"):
+        before = len(drawn)
+        try:
+            (said,) = show.picture(parse_specs(name), show._Asked((), None, None, 1, 6), tmp_path / "p.png")
+            assert said.startswith(name)
+            assert len(drawn) == before + 1
+        except ValueError as error:
+            refused[name] = str(error)
+    assert set(refused) == set(REFUSES), refused
+    for name, reason in REFUSES.items():
+        assert reason in refused[name]
+        assert refused[name].startswith(name)
+        assert "_Eye" not in refused[name]
+        assert "\n" not in refused[name]
+
+
+def test_only_what_changed_is_drawn_of_what_the_network_is_given(monkeypatch, call, files):
+    for name in ("augmix", "recursivemix"):
+        lines, err = hidden_lines(monkeypatch, call, name, *files)
+        assert "a way of its own" in err
+        samples, given = lines
+        assert 0 < len(samples.cells) == len(given.cells) <= 5
+        assert all(not torch.equal(a, b) for (a, _), (b, _) in zip(samples.cells, given.cells, strict=True))
+
+
+def test_labels_that_the_network_moves_are_said(call, files):
+    assert "before the forward pass" in call("sumix", *files, "-o", "p.png")[2]
+    assert "not trained" in call("snapmix", *files, "-o", "p.png")[2]
 
 
 def test_a_batch_that_is_mixed_jointly_is_drawn_as_it_is(monkeypatch, call, files):

@@ -6,6 +6,7 @@ from omnimix.compare import run, settings
 from omnimix.compare.pictures import Pairs, chance, draws_of, gallery, over_lam, same, watch
 from omnimix.compare.report.samples import how_much, parts_of, sentence
 from omnimix.core.batch import Batch
+from omnimix.core.operation import Interpolate
 from omnimix.core.task import Classification, Regression
 from omnimix.train.parts import Data, Part
 
@@ -135,6 +136,19 @@ def test_over_lam_goes_from_the_sample_to_its_partner():
     assert area[0] == 0
     assert area == sorted(area)
     torch.testing.assert_close(x[0], torch.zeros(1, 8, 8))
+
+
+def test_over_lam_says_where_it_mixes():
+    class Where(Interpolate):
+        def __call__(self, x, recipe, context):
+            self.place = recipe.place
+            return super().__call__(x, recipe, context)
+
+    method = om.Mix(operation=Where()).setup(Refuses(), Classification(2), generator=torch.Generator())
+    x = torch.rand(2, 3, 4, 4)
+    for place in ("input", "block1"):
+        over_lam(method, x, (0.5,), 0, place=place)
+        assert method.operation.place == place
 
 
 def test_draws_of_lam():

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from ..compare.pictures import Shown
+    from ..compare.pictures import Shown, Step
     from ..compare.spec import Spec
-    from ..core.method import Method
+    from ..core.method import Method, Mix
     from ..core.recipe import Mixed
     from ..data import Source
     from ..train.parts import Part
@@ -29,7 +29,7 @@ ROWS = 240
 SIDE = 96
 """Images are made no larger than that before their hidden maps are mixed, which may cost the square of their places."""
 SEEN = 160
-"""No larger than that where the network looks at them before they are mixed."""
+"""No larger than that where a network looks at them before they are mixed."""
 FEW = 8
 """Images that are drawn where all of them have to be made."""
 MANY = 8
@@ -120,7 +120,8 @@ def picture(specs: tuple[Spec, ...], asked: _Asked, out: Path) -> list[str]:
         lines = [line for one in seen for line in _lines(one, asked.pairs if len(seen) == 1 else 1, asked.seed)]
         wide = max(len(line.cells) for line in lines)
         tall = sum(min(2, line.cells[0][0].shape[-2] / line.cells[0][0].shape[-1]) for line in lines)
-        png(out, lambda figure: _grid(figure, lines), 1.92 * wide + 0.4, 1.92 * tall + 0.28 * len(lines), dpi=80)
+        texts = sum(0.13 + 0.15 * max(text.count("\n") + 1 for _, text in line.cells) for line in lines)
+        png(out, lambda figure: _grid(figure, lines), 1.92 * wide + 0.4, 1.92 * tall + texts, dpi=80)
     else:
         png(out, lambda figure: _points(figure, seen[0]), 7, 5)
     own = any(step.seen is not None for one in seen for step in one.shown.steps)
@@ -131,8 +132,10 @@ def picture(specs: tuple[Spec, ...], asked: _Asked, out: Path) -> list[str]:
 def _hidden(one: _Seen) -> str:
     """How hidden states are drawn, and labels that wait for the forward pass."""
     mixes = [step.mix for step in one.shown.steps if step.mix is not None]
-    if any(mix.labels is not None and mix.labels.after for mix in mixes):
-        return "; drawn: the labels before the forward pass, whose attention moves them in training"
+    if any((mix.labels is not None and mix.labels.after) or mix.labels_from_output for mix in mixes):
+        return "; drawn: the labels before the forward pass, which moves them in training"
+    if any("network" in mix.operation.needs for mix in mixes):
+        return "; drawn: where a network looks that is not trained"
     places = {step.recipe.place for step in one.shown.steps if step.recipe is not None}
     return "" if places <= {"input"} else "; drawn: the mean over channels, mixed in an untrained network"
 
@@ -151,10 +154,11 @@ class _Seen:
 
 
 def _see(spec: Spec, asked: _Asked) -> _Seen:
-    from ..compare.jobs import check
+    from ..compare.jobs import check, parts
     from ..compare.pictures import Shown, watch
     from ..compare.spec import create
     from ..core import registry
+    from ..core.method import Mix
     from ..networks import create as create_network
     from ..train.parts import Data
 
@@ -162,9 +166,14 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     source = _source(spec, method, asked)
     check(spec, dict(spec.parameters), source)
     image = source.kind == "image"
-    data = Data(_part(source, asked.seed), None, None, source.task)
+    part = _part(source, asked.seed)
+    if image and any("network" in one.operation.needs for one in parts(method) if isinstance(one, Mix)):
+        part = replace(part, x=_no_larger(part.x, SEEN))
+    data = Data(part, None, None, source.task)
     suits = ("vit" if registry.info(spec.name).network == "attention" else "small-cnn") if image else "mlp"
-    network = create_network(suits, source.input_shape, source.task.outputs, seed=0)
+    network = create_network(
+        suits, tuple(part.x.shape[1:]) if image else source.input_shape, source.task.outputs, seed=0
+    )
     told = method.mixer is not None or hasattr(method, "methods")  # others make all that the network is given
     draws = (128 if told else FEW) if image else 1024
     try:
@@ -214,9 +223,13 @@ def _source(spec: Spec, method: Method, asked: _Asked) -> Source:
         return replace(moons, x=x, domain=domain, domain_names=("here", "there"), digest="")
     from sklearn.datasets import load_sample_images
 
-    photos = [torch.tensor(photo)[:420, 110:530].permute(2, 0, 1) for photo in load_sample_images().images[::-1]]
-    x, y = torch.stack(photos), torch.arange(2)
-    return Source(PHOTOS, x, y, Classification(2), "image", class_names=("flower", "temple"))
+    photos = [torch.tensor(photo).permute(2, 0, 1).float() / 255 for photo in load_sample_images().images[::-1]]
+    squares, names = [_no_larger(photo[:, :420, 110:530], 210) for photo in photos], ["flower", "temple"]
+    if isinstance(method, Mix) and method.pairing.k > 2:  # of two, most of those who meet would be one
+        squares += [photos[0][:, 105:315, 215:425], photos[1][:, 20:230, 130:340]]
+        names += ["petals", "roof"]
+    x, y = torch.stack(squares), torch.arange(len(squares))
+    return Source(PHOTOS, x, y, Classification(len(y)), "image", class_names=tuple(names))
 
 
 def _image_files(paths: tuple[str, ...]) -> Source:
@@ -271,61 +284,90 @@ class _Line:
 
 def _lines(one: _Seen, count: int, seed: int) -> list[_Line]:
     """Pairs of images over lam, at every place where the method mixes; for others what the network is given."""
-    from ..compare.pictures import draws_of, over_lam
-    from ..compare.report.samples import label_names, parts_of
 
-    name, pairs = one.shown.method, dict[tuple[int, ...], Any]()
-    for step in one.shown.steps:
-        if step.seen is not None:
-            rows = range(min(len(LAMS), len(step.seen)))
-            own = [(step.batch.x[i % len(step.batch)], "sample") for i in rows]  # versions lie below each other
-            return [_Line(name, own), _Line("", [(step.seen[i], "to the network") for i in rows])]
-        if step.recipe is not None:
+    from ..compare.pictures import changed_rows
+
+    steps, name = one.shown.steps, one.shown.method
+    given: list[tuple[tuple[Tensor, str], tuple[Tensor, str]]] = []
+    for step in steps:
+        if step.seen is not None:  # versions lie below each other
+            given += [
+                ((step.batch.x[i % len(step.batch)], "sample"), (step.seen[i], "to the network"))
+                for i in changed_rows(step.seen, step.batch)
+            ]
+    if given:
+        own, seen = zip(*given[: len(LAMS)], strict=True)
+        return [_Line(name, list(own)), _Line("", list(seen))]
+    pairs: dict[Mix, dict[tuple[int, ...], tuple[Step, int]]] = {}
+    for step in steps:
+        if step.mix is not None and step.recipe is not None:
+            found = pairs.setdefault(step.mix, {})
             for row in (~step.recipe.unmixed).nonzero().flatten().tolist():
-                pairs.setdefault(tuple(step.batch.index[step.recipe.partner[row]].tolist()), (step, row))  # type: ignore[index]
-    found = []
-    for step, row in [pairs[key] for key in sorted(pairs)][:count]:
-        assert step.mix is not None
-        assert step.recipe is not None
-        partner = step.recipe.partner[row]
-        x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
-        if len(partner) > MANY and (mixed := step.mixed) is not None:
-            return [_Line(name, [_of_batch(mixed, i, one) for i in range(min(len(LAMS), len(step.batch)))])]
-        if "network" in step.mix.operation.needs:
-            x = _no_larger(x, SEEN)
-        lam = draws_of(step.mix)
-        lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
-        for place in step.mix.places:
-            states = x if place == "input" else _map_at(place, one.network, x)
-            if states is None:
-                found.append(_Line(f"mixed at {place}, which is no map", list(zip(x, names, strict=True))))
-                continue
-            mixed = over_lam(step.mix, states, lams, seed, step.batch.y[partner])
-            images = [image for image, _ in mixed] if place == "input" else _as_images([h for h, _ in mixed])
-            texts = [parts_of(share.tolist(), names, ", ") for _, share in mixed]
-            where = name if step.mix.places == ("input",) else f"{name}\nat {place}"
-            found.append(_Line(where, list(zip(images, texts, strict=True))))
-        if len(step.mix.places) > 1:  # a line a place is enough
-            return found
+                found.setdefault(tuple(step.batch.index[step.recipe.partner[row]].tolist()), (step, row))  # type: ignore[index]
+    inputs_only = all(mix.places == ("input",) for mix in pairs)
+    lines = list[_Line]()
+    for mix in sorted(pairs, key=lambda mix: mix.places != ("input",)):
+        # A line is enough for each of several parts and places.
+        joint = any(step.recipe is not None and step.recipe.partner.shape[1] > MANY for step, _ in pairs[mix].values())
+        few = 1 if len(pairs) > 1 or len(mix.places) > 1 or joint else count
+        for who in sorted(pairs[mix], key=lambda who: (-len(set(who)), who))[:few]:
+            step, row = pairs[mix][who]
+            lines += _line(one, mix, step, row, seed, name if inputs_only else None)
+    return lines
+
+
+def _line(one: _Seen, mix: Mix, step: Step, row: int, seed: int, name: str | None) -> list[_Line]:
+    """A pair over lam, a line for each place of the part `mix`; a batch that is mixed jointly as it is."""
+    from ..compare.pictures import draws_of, over_lam
+    from ..compare.report.samples import label_names
+
+    assert step.recipe is not None
+    partner = step.recipe.partner[row]
+    x, names = step.batch.x[partner], label_names(step.batch.y[partner], one.classes, one.shown.data)
+    if len(partner) > MANY and (mixed := step.mixed) is not None:
+        return [_Line(one.shown.method, [_of_batch(mixed, i, one) for i in range(min(len(LAMS), len(step.batch)))])]
+    lam, found = draws_of(mix), list[_Line]()
+    lams = LAMS if float(lam.max() - lam.min()) > 1e-6 else (float(lam[0]),)
+    for place in mix.places:
+        states = x if place == "input" else _map_at(place, one.network, x)
+        if states is None:
+            found.append(_Line(f"mixed at {place}, which is no map", list(zip(x, names, strict=True))))
+            continue
+        mixes = over_lam(mix, states, lams, seed, step.batch.y[partner], place)
+        images = [image for image, _ in mixes] if place == "input" else _as_images([h for h, _ in mixes])
+        texts = [_text(share.tolist(), names) for _, share in mixes]
+        where = f"{one.shown.method}\nat {place}" if name is None else name
+        found.append(_Line(where, list(zip(images, texts, strict=True))))
     return found
 
 
 def _of_batch(mixed: Mixed, row: int, one: _Seen) -> tuple[Tensor, str]:
     """A row of a batch that is mixed jointly, and whose labels it has."""
-    from ..compare.report.samples import label_names, parts_of
+    from ..compare.report.samples import label_names
 
     share, partner = mixed.recipe.label_share[row], mixed.recipe.partner[row]
     names = label_names(mixed.y[partner], one.classes, one.shown.data)
     kept = [i for i in range(len(share)) if share[i] > 0]
-    return mixed.x[row], parts_of([float(share[i]) for i in kept], [names[i] for i in kept], ", ")
+    return mixed.x[row], _text([float(share[i]) for i in kept], [names[i] for i in kept])
+
+
+def _text(share: list[float], names: list[str]) -> str:
+    """0.62 cat, 0.38 dog; two to a line."""
+    from ..compare.report.samples import parts_of
+
+    parts = parts_of(share, names).split("\n")
+    return ",\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2))
 
 
 def _no_larger(x: Tensor, side: int) -> Tensor:
-    """Images (K, C, H, W), averaged down to at most `side` along the longer axis."""
+    """Images (..., C, H, W), averaged down to at most `side` along the longer axis."""
     import torch.nn.functional as F
 
     small = min(1.0, side / max(x.shape[-2:]))
-    return x if small == 1 else F.interpolate(x, scale_factor=small, mode="area")
+    if small == 1:
+        return x
+    smaller = F.interpolate(x.reshape(-1, *x.shape[-3:]), scale_factor=small, mode="area")
+    return smaller.view(*x.shape[:-2], *smaller.shape[-2:])
 
 
 def _map_at(place: str, network: nn.Module, x: Tensor) -> Tensor | None:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from ..core.batch import Batch
 from ..core.method import Method, Mix
 from ..core.recipe import Mixed, Recipe
+from ..core.side import Beside
 from ..core.tree import rows
 from ..train.parts import Data, table
 from .jobs import Job, Plan, make_network, noise_seed, parts
 from .protocol import prepare, split
 from .spec import create
 
+FEW = 4
+"""Batches of methods that need the network itself to be watched."""
 DRAWS = 2000
 """Samples whose partners are counted."""
 BYTES = 2**26
@@ -51,15 +54,15 @@ class Step:
 
 
 class _Eye(nn.Module):
-    """Stands for the network and notes what it is given."""
+    """Stands for the network, or before it, and notes what it is given."""
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, outputs: int, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.outputs, self.seen = outputs, list[Any]()
+        self.outputs, self.network, self.seen = outputs, network, list[Any]()
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any) -> Any:
         self.seen.append(x)
-        return torch.zeros(rows(x), self.outputs, requires_grad=True)
+        return torch.zeros(rows(x), self.outputs, requires_grad=True) if self.network is None else self.network(x)
 
 
 def watch(
@@ -71,27 +74,37 @@ def watch(
     """
     if method.streams:
         raise ValueError(f"it trains on the extra streams {', '.join(method.streams)}")
-    part, generator, steps = data.train, torch.Generator().manual_seed(seed), list[Step]()
-    eye = _Eye(data.task.outputs)
     try:
-        columns = table(part, method.needs)
-        method.setup(network, data.task, columns, steps=1000, generator=torch.Generator().manual_seed(seed))
-        _note(method, steps)
-        for _ in range(max(1, -(-draws // batch_size))):
-            order = torch.randperm(len(part), generator=generator)[:batch_size]
-            anchors, guests = method.rows(order)
-            index = anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))
-            batch = Batch(*part.take(index), index, len(anchors))
-            noted = len(steps)
-            method.loss(eye, batch)
-            if len(steps) == noted:
-                steps.append(Step(batch, seen=_changed(eye.seen, batch)))
-            eye.seen.clear()
+        return _watch(method, network, data, _Eye(data.task.outputs), batch_size, draws, seed)
     except Exception as error:  # whatever a method of others does, the report is written
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        if "was not reached by the forward pass" in line:
-            line = "it mixes hidden states in a pass of its own through the network"
-        raise ValueError(line) from error
+        if any(isinstance(value, Beside) for value in vars(method).values()):
+            raise ValueError("it learns how to mix along with the network") from error
+    try:
+        steps = _watch(method, network, data, _Eye(data.task.outputs, network), batch_size, FEW * batch_size, seed)
+    except Exception as error:
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+    if all(step.seen is None and step.recipe is None for step in steps):
+        raise ValueError("it mixes hidden states in a pass of its own through the network")
+    return steps
+
+
+def _watch(
+    method: Method, network: nn.Module, data: Data, eye: _Eye, batch_size: int, draws: int, seed: int
+) -> list[Step]:
+    part, generator, steps = data.train, torch.Generator().manual_seed(seed), list[Step]()
+    columns = table(part, method.needs)
+    method.setup(network, data.task, columns, steps=1000, generator=torch.Generator().manual_seed(seed))
+    _note(method, steps)
+    for _ in range(max(1, -(-draws // batch_size))):
+        order = torch.randperm(len(part), generator=generator)[:batch_size]
+        anchors, guests = method.rows(order)
+        index = anchors if guests is None else torch.cat((anchors, guests.T.reshape(-1)))
+        batch = Batch(*part.take(index), index, len(anchors))
+        noted = len(steps)
+        method.loss(eye, batch)
+        if len(steps) == noted:
+            steps.append(Step(batch, seen=_changed(eye.seen, batch)))
+        eye.seen.clear()
     return steps
 
 
@@ -117,12 +130,19 @@ def _note(method: Method, steps: list[Step]) -> None:
 
 
 def _changed(seen: list[Any], batch: Batch) -> Tensor | None:
-    """The first inputs given to the network, or None where all are samples of the batch as they are."""
-    inputs, own = next((x for x in seen if isinstance(x, Tensor)), None), batch.x
-    if inputs is None or not isinstance(own, Tensor) or inputs.shape[1:] != own.shape[1:]:
-        return None
-    known = {row.numpy().tobytes() for row in own.detach().cpu()}
-    return None if all(row.numpy().tobytes() in known for row in inputs.detach().cpu()) else inputs.detach()
+    """The first inputs given to the network that are not all samples of the batch as they are; None without any."""
+    for x in seen:
+        if isinstance(x, Tensor) and isinstance(batch.x, Tensor) and x.shape[1:] == batch.x.shape[1:]:
+            x = x.detach()
+            if changed_rows(x, batch):
+                return x
+    return None
+
+
+def changed_rows(seen: Tensor, batch: Batch) -> list[int]:
+    """The rows of inputs given to the network that are no samples of the batch."""
+    known = {row.numpy().tobytes() for row in batch.x.detach().cpu()}
+    return [i for i, row in enumerate(seen.detach().cpu()) if row.numpy().tobytes() not in known]
 
 
 @dataclass(frozen=True)
@@ -233,18 +253,18 @@ def draws_of(mix: Mix, count: int = 400) -> Tensor:
 
 
 def over_lam(
-    mix: Mix, x: Tensor, lams: Sequence[float], seed: int, y: Tensor | None = None
+    mix: Mix, x: Tensor, lams: Sequence[float], seed: int, y: Tensor | None = None, place: str = "input"
 ) -> list[tuple[Tensor, Tensor]]:
     """For each lam: the mix of the K samples x (K, ...), the first with share lam, and the label shares (K,).
 
     The other draws of the operation, such as the place of a box, are the same for all. y: the targets of x, for
-    operations that look at the samples through the network.
+    operations that look at the samples through the network. place: of which x are the inputs or the hidden states.
     """
     count, found = len(x), []
     for lam in lams:
         share = torch.full((1, count), (1 - lam) / (count - 1))
         share[0, 0] = lam
         mix.generator = torch.Generator().manual_seed(seed)
-        mixed, recipe = mix.apply(x, Recipe(torch.arange(count).unsqueeze(0), share), y)
+        mixed, recipe = mix.apply(x, Recipe(torch.arange(count).unsqueeze(0), share, place=place), y)
         found.append((mixed[0], recipe.label_share[0]))
     return found

@@ -238,6 +238,9 @@ class Mix(Method):
     steps that mix at all.
     """
 
+    labels_from_output: ClassVar[bool] = False
+    """Whether `mixed_loss` changes the label shares by what the network gives; policies of labels say so themselves."""
+
     def __init__(
         self,
         pairing: Pairing | None = None,

@@ -100,6 +100,7 @@ class SUMix(Mix):
     """
 
     one_process = True
+    labels_from_output = True
 
     def __init__(
         self,
