@@ -298,11 +298,12 @@ def test_a_sample_is_random_and_without_repetition(name, tmp_path):
     file = write(tmp_path / name, ROWS)
     found = [sampled([file, file], 20, torch.Generator().manual_seed(s)) for s in range(40)]
     assert all(len(one) == 20 for one in found)
-    counts = np.bincount([row["number"] for one in found for row in one], minlength=50)
+    counts = np.bincount([row["number"] for one in found for _, row in one], minlength=50)
     assert counts.mean() == 16
     assert 0.3 < counts.var() / (16 * 0.8) < 2
     everything = sampled([file], 99, torch.Generator())
-    assert everything == ROWS
+    assert [row for _, row in everything] == ROWS
+    assert everything[2][0] == f"{file}, {'line' if '.json' in name else 'row'} 3"
 
 
 def test_a_saved_annotator_is_known_by_its_files(tmp_path):

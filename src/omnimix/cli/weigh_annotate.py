@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +53,9 @@ def annotate(
     quality: Annotated[
         list[str] | None, typer.Option(help="Column of quality; several are summed. Checked, and written as quality.")
     ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="NEW=NAME: another name for a new column; may be repeated.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="Columns to keep, with commas. Default: all.")] = None,
     batch: Batch = 64,
     jobs: Jobs = None,
@@ -70,12 +75,15 @@ def annotate(
         from ..corpora.discover.taxonomy import TaxonomyClassifier
         from ..corpora.score import QualityColumns, SampleMix
 
+        _folder(out)
         found: list[Annotator] = []
         identity = []
         for folder in taxonomy or []:
             found.append(TaxonomyClassifier.load(folder, "cuda" if accelerator == "gpu" else None))
             identity.append(f"taxonomy {fingerprint_of(folder)}")
         if groups is not None:
+            if not groups.is_file():
+                raise ValueError(f"--groups {groups}: there is no such file; name the one that Groups.save wrote")
             found.append(Groups.load(groups))
             identity.append(f"groups {fingerprint_of(groups)}")
         if samplemix is not None:
@@ -90,9 +98,12 @@ def annotate(
             identity.append(f"quality {json.dumps(quality)}")
         if not found:
             raise ValueError("say what to annotate with: --taxonomy, --groups, --samplemix or --quality")
+        names = dict(_renamed(one) for one in rename or [])
+        if names:
+            identity.append(f"rename {json.dumps(names, sort_keys=True)}")
         kept = None if keep is None else [name.strip() for name in keep.split(",") if name.strip()]
         job = prepare(data, out, "; ".join(identity), keep=kept, batch=batch)
-        manifest = _run(job, Together(found), jobs, engine, address, accelerator, quiet)
+        manifest = _run(job, Together(found, names), jobs, engine, address, accelerator, quiet)
     facts = {"out": str(out), "documents": manifest["rows"], "files": len(manifest["shards"]),
              "manifest": str(out / "manifest.json")}  # fmt: skip
     if as_json:
@@ -137,20 +148,24 @@ def samplemix(
     """
     with user_errors():
         from ..corpora.annotate import fingerprint_of, prepare
+        from ..corpora.proxy.documents import find_files
         from ..corpora.score import SampleMix
         from ..corpora.score.samplemix import read_ratings
+        from ..corpora.shards import put
 
-        given = {
+        _folder(out)
+        given: dict[str, Any] = {
             "quality": quality, "rated": [str(file) for file in rated or []], "rating": rating, "levels": levels,
             "text": text, "tokens": tokens, "embedding": embedding, "dimensions": dimensions, "clusters": clusters,
             "sample": sample, "seed": seed,
+            "content of the rated files": fingerprint_of(*find_files(rated)) if rated else None,
         }  # fmt: skip
         rater, known = out / "rater", out / "rater" / "given.json"
         if not known.exists():
             if not quiet:
                 console(stderr=True).print("making the clusters from a sample of the documents", markup=False)
             _fit(data, given).save(rater)
-            known.write_text(json.dumps(given) + "\n", encoding="utf-8")
+            put(known, (json.dumps(given) + "\n").encode())
         elif (old := json.loads(known.read_text(encoding="utf-8"))) != given:
             changed = ", ".join(name for name, value in given.items() if old.get(name) != value)
             raise ValueError(f"{out} was made with another {changed}: choose another folder, or remove it")
@@ -181,14 +196,56 @@ def _fit(data: list[Path], given: dict[str, Any]) -> SampleMix:
     if given["quality"]:
         scorer = QualityColumns(*given["quality"])
     else:
-        known = list(documents(find_files(given["rated"])))
-        ratings = qualities(QualityColumns(given["rating"]), known)
-        scorer = OrdinalQuality(given["levels"], text=given["text"]).fit(known, ratings)
-    return SampleMix.fit(
-        sampled(find_files(data), given["sample"], generator), scorer, clusters=given["clusters"],
-        embedder=None if given["embedding"] else TfidfSVD(given["dimensions"]), embedding=given["embedding"],
-        text=given["text"], tokens=given["tokens"], seed=given["seed"], generator=generator,
-    )  # fmt: skip
+        places, known = _rows(documents(find_files(given["rated"])), "--rated " + " ".join(given["rated"]))
+        with _placed(places, "--rated " + " ".join(given["rated"])):
+            ratings = qualities(QualityColumns(given["rating"]), known)
+            scorer = OrdinalQuality(given["levels"], text=given["text"]).fit(known, ratings)
+    corpus = " ".join(map(str, data))
+    places, found = _rows(sampled(find_files(data), given["sample"], generator), corpus)
+    column, k = given["embedding"] or given["text"], given["clusters"]
+    different = len({repr(document.get(column)) for document in found})
+    if different <= k:
+        raise ValueError(
+            f"{corpus}: {len(found)} documents with {different} different values of {column!r} are too few for {k} "
+            "clusters: give more documents, or fewer --clusters"
+        )
+    with _placed(places, corpus), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"sklearn\b")
+        return SampleMix.fit(
+            found, scorer, clusters=k, embedder=None if given["embedding"] else TfidfSVD(given["dimensions"]),
+            embedding=given["embedding"], text=given["text"], tokens=given["tokens"], seed=given["seed"],
+            generator=generator,
+        )  # fmt: skip
+
+
+def _rows(rows: Iterable[tuple[str, dict[str, Any]]], name: str) -> tuple[list[str], list[dict[str, Any]]]:
+    listed = list(rows)
+    if not listed:
+        raise ValueError(f"{name}: there is no document in it")
+    return [place for place, _ in listed], [document for _, document in listed]
+
+
+@contextmanager
+def _placed(places: Sequence[str], name: str) -> Iterator[None]:
+    """Errors that count documents name their file and row; others the files."""
+    try:
+        yield
+    except ValueError as error:
+        counted = re.match(r"document (\d+): ", str(error))
+        where = places[int(counted[1])] if counted else name
+        raise ValueError(f"{where}: {str(error)[counted.end() if counted else 0 :]}") from error
+
+
+def _folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder, new or of the same job")
+
+
+def _renamed(one: str) -> tuple[str, str]:
+    new, _, name = one.partition("=")
+    if not new or not name:
+        raise ValueError(f"--rename is NEW=NAME, the new column and its other name; got {one!r}")
+    return new, name
 
 
 def _run(

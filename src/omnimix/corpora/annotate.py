@@ -80,10 +80,13 @@ class Annotated:
 
 
 class Together:
-    """Several annotators as one; each sees the documents as they are in the file."""
+    """Several annotators as one; each sees the documents as they are in the file.
 
-    def __init__(self, annotators: Sequence[Annotator]) -> None:
-        self.annotators = list(annotators)
+    names: other names for columns that they give, as {"quality": "fluency"}.
+    """
+
+    def __init__(self, annotators: Sequence[Annotator], names: Mapping[str, str] | None = None) -> None:
+        self.annotators, self.names = list(annotators), dict(names or {})
         if not self.annotators:
             raise ValueError("there is nothing to annotate with")
 
@@ -92,9 +95,18 @@ class Together:
         for one in self.annotators:
             for name, values in one.annotate(documents).items():
                 if name in columns:
-                    raise ValueError(f"two annotators give a column {name!r}")
+                    raise ValueError(
+                        f"two annotators give a column {name!r}: annotate with one of them, and what that wrote with "
+                        f"the other, under another name (on the command line: --rename {name}=NAME)"
+                    )
                 columns[name] = values
-        return columns
+        for name in self.names:
+            if name not in columns:
+                raise ValueError(f"there is no new column {name!r} to rename; new are {', '.join(columns)}")
+        renamed = {self.names.get(name, name): values for name, values in columns.items()}
+        if len(renamed) < len(columns):
+            raise ValueError(f"{self.names} gives two columns of {', '.join(columns)} the same name")
+        return renamed
 
 
 def annotate(

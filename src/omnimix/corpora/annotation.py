@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 Document = Mapping[str, Any]
+SHOWN = 80
+"""Characters of a value that a message shows."""
 
 
 @runtime_checkable
@@ -31,9 +33,20 @@ def annotated(annotator: Annotator, documents: Sequence[Document]) -> dict[str, 
     for name, values in columns.items():
         if len(values) != len(documents):
             raise ValueError(f"{who}: column {name!r} has {len(values)} values for {len(documents)} documents")
-        if any(name in document for document in documents):
-            raise ValueError(f"{who}: column {name!r} is in the documents already: give it another name")
+    there = [name for name in columns if any(name in document for document in documents)]
+    if there:
+        renames = " ".join(f"--rename {name}=NAME" for name in there)
+        raise ValueError(
+            f"{who}: column {', '.join(map(repr, there))} is in the documents already: give the new one another name "
+            f"(on the command line: {renames})"
+        )
     return columns
+
+
+def shown(value: object) -> str:
+    """A value for a message: its `repr`, cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def texts(documents: Sequence[Document], column: str | Sequence[str] = "text") -> list[str]:
@@ -49,7 +62,7 @@ def texts(documents: Sequence[Document], column: str | Sequence[str] = "text") -
             text = document.get(name)
             if not isinstance(text, str):
                 raise ValueError(
-                    f"document {row}: column {name!r} must hold text, got {text!r}; "
+                    f"document {row}: column {name!r} must hold text, got {shown(text)}; "
                     f"its columns are {', '.join(map(str, document))}"
                 )
             parts.append(text)

@@ -29,23 +29,24 @@ def kind_of(file: Path) -> Lines | Records:
     return Lines(file) if file.name.endswith(JSON_LINES) else Records(file)
 
 
-def documents(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of files, one after the other, read a few hundred at a time."""
+def documents(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of files, one after the other, read a few hundred at a time; each with its file and place there."""
     for file in files:
         kind = kind_of(file)
-        for _, rows, _ in kind.batches(READ, 0):
-            yield from kind.documents(rows)
+        for places, rows, _ in kind.batches(READ, 0):
+            for place, document in zip(places, kind.documents(rows), strict=True):
+                yield f"{file}, {place}", document
 
 
-def sampled(files: Iterable[Path], count: int, generator: torch.Generator) -> list[dict[str, Any]]:
-    """`count` random rows of files, or all if they hold fewer; one pass, which holds no more than them."""
+def sampled(files: Iterable[Path], count: int, generator: torch.Generator) -> list[tuple[str, dict[str, Any]]]:
+    """`count` random rows of files, as of `documents`, or all if there are fewer; one pass, which holds only them."""
     source = np.random.default_rng(int(integers(2**31, 1, generator=generator)))
-    kept: list[dict[str, Any]] = []
-    for seen, document in enumerate(documents(files), 1):
+    kept: list[tuple[str, dict[str, Any]]] = []
+    for seen, row in enumerate(documents(files), 1):
         if len(kept) < count:
-            kept.append(document)
+            kept.append(row)
         elif (place := int(source.integers(seen))) < count:
-            kept[place] = document
+            kept[place] = row
     return kept
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from omnimix.corpora.annotation import Annotator, annotated, texts
+from omnimix.corpora.annotation import Annotator, annotated, shown, texts
 from omnimix.corpora.discover.annotator import TaxonomyAnnotator
 from omnimix.corpora.discover.product import Product
 from omnimix.corpora.discover.taxonomy import Taxonomy, TaxonomyClassifier
@@ -217,3 +217,11 @@ def test_a_document_without_a_label_has_no_pair():
     unsure = TaxonomyAnnotator(KINDS, lambda p: ["?"] * len(p), refusal="skip")
     sure = TaxonomyAnnotator(MANY_NAMED, always("kind 3"))
     assert Product({"kind": unsure, "other": sure}).annotate(pages(1))["domain"] == [None]
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(ValueError, match="must hold text, got") as refused:
+        texts([{"text": list(range(10_000))}])
+    assert len(str(refused.value)) < 200
+    assert shown("x" * 78) == repr("x" * 78)
+    assert shown("x" * 500) == "'" + "x" * 79 + "..."

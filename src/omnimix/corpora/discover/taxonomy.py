@@ -23,7 +23,7 @@ import torch
 
 from ...core import checkpoint
 from ...core.checks import in_unit, positive
-from ..annotation import Document, texts
+from ..annotation import Document, shown, texts
 from .embed import Array
 from .finetune import TransformerClassifier
 from .linear import TfidfClassifier
@@ -68,7 +68,7 @@ class Taxonomy:
             at = label if number and 0 <= label < len(self) else place.get(label) if isinstance(label, str) else None
             if at is None:
                 raise ValueError(
-                    f"document {row}: {self.name} is {label!r}; allowed are {', '.join(map(repr, self.names))}, "
+                    f"document {row}: {self.name} is {shown(label)}; allowed are {', '.join(map(repr, self.names))}, "
                     f"or 0 to {len(self) - 1}"
                 )
             found[row] = at

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..annotation import Annotator, Document
+from ..annotation import Annotator, Document, shown
 
 QUALITY = "quality"
 """The column that an annotator of quality writes."""
@@ -47,7 +47,7 @@ class QualityColumns:
         if not number or (column in self.highest and not 0 <= value <= self.highest[column]):
             within = f" of 0 to {self.highest[column]:g}" if column in self.highest else ""
             raise ValueError(
-                f"document {row}: column {column!r} must hold a number{within}, got {value!r}; "
+                f"document {row}: column {column!r} must hold a number{within}, got {shown(value)}; "
                 f"its columns are {', '.join(map(str, document))}"
             )
         return float(value)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ...core import checkpoint
-from ..annotation import Annotator, Document, texts
+from ..annotation import Annotator, Document, shown, texts
 from ..discover.embed import Array, Embedder, embed
 from ..discover.regroup import Groups, regroup
 from ..proxy.documents import JSON_LINES, count_rows, objects, record_batches
@@ -114,7 +114,9 @@ class SampleMix:
         found = [document.get(self.tokens) for document in documents]
         for row, value in enumerate(found):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise ValueError(f"document {row}: column {self.tokens!r} must hold a number of tokens, got {value!r}")
+                raise ValueError(
+                    f"document {row}: column {self.tokens!r} must hold a number of tokens, got {shown(value)}"
+                )
         return np.array(found, dtype=np.int64)
 
     def save(self, folder: str | Path) -> None:
