@@ -26,6 +26,28 @@ def test_the_design_of_regmix():
     assert distances.min() > 1e-5
 
 
+def test_the_design_of_weborganizer():
+    tempered = MixtureDesign({"a": 0.64, "b": 0.32, "c": 0.04}).prior
+    assert tempered == pytest.approx([0.510958, 0.361302, 0.127740], abs=1e-6)
+    shares = {"cc": 0.9, "code": 0.0969, "papers": 0.003, "mail": 0.0001}
+    design = MixtureDesign(shares, cap=20, reference="prior", apart=0.05)
+    weights = design.draw(48, seeded())
+    prior = np.sqrt(list(shares.values()))
+    prior /= prior.sum()
+    assert (weights <= 20 * prior + 1e-9).all()
+    assert weights[:, 3].max() > 20 * shares["mail"]  # which the bound by the shares forbids
+    distances = np.abs(weights[:, None] - weights[None]).max(2) + np.eye(48)
+    assert distances.min() >= 0.05 - 1e-12
+    assert ((weights == 0) | (weights >= 2e-4 - 1e-12)).all()
+    assert np.allclose(weights.sum(1), 1, atol=1e-12)
+    close = MixtureDesign(shares, cap=20, reference="prior").draw(48, seeded())
+    assert (np.abs(close[:, None] - close[None]).max(2) + np.eye(48)).min() < 0.05
+    with pytest.raises(ValueError, match=r"within the caps and 0\.5 apart, 48 were asked for.*smaller apart"):
+        MixtureDesign(shares, apart=0.5).draw(48, seeded())
+    spread = MixtureDesign(dict.fromkeys("abc", 1.0), kind="sobol", cap=None, apart=0.1).draw(12, seeded())
+    assert (np.abs(spread[:, None] - spread[None]).max(2) + np.eye(12)).min() >= 0.1 - 1e-12
+
+
 def test_same_seed_same_design():
     first, again, other = (MixtureDesign(PRIOR).draw(8, seeded(s)) for s in (1, 1, 2))
     assert np.array_equal(first, again)
@@ -75,6 +97,8 @@ def test_sobol_covers_the_simplex_better_than_dirichlet():
         ({"kind": "latin"}, "kind must be one of"),
         ({"temperature": 0.5}, "temperature must be >= 1"),
         ({"strength": (2.0, 1.0)}, "low <= high"),
+        ({"reference": "corpus"}, "reference must be one of"),
+        ({"apart": 2.0}, "apart must be a number in"),
         ({"cap": 0.5}, "all domains together reach 0.5"),
         ({"minimum": 0.3}, r"below 1/k = 0.2"),
         ({"kind": "grid", "minimum": 0.15}, "a grid needs minimum = 1/n"),

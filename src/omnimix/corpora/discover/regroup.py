@@ -210,9 +210,14 @@ def _silhouette(distances: Array, clusters: Array, k: int) -> float:
     from sklearn.metrics import silhouette_score
 
     seen = len(np.unique(clusters))
-    if not 2 <= seen < len(clusters):
+    if seen < 2:
         raise ValueError(
-            f"k={k}: the {len(clusters)} documents for the silhouette are in {seen} cluster(s): take fewer clusters, "
+            f"the {len(clusters)} documents for the silhouette are all alike, there is nothing to group: take others, "
+            "or another embedding"
+        )
+    if seen >= len(clusters):
+        raise ValueError(
+            f"k={k}: the {len(clusters)} documents for the silhouette are in {seen} clusters: take fewer clusters, "
             "or a larger subsample"
         )
     return float(silhouette_score(distances, clusters, metric="precomputed"))

@@ -1,8 +1,10 @@
 """Which mixtures to try: designs on the simplex of domain weights, within caps.
 
 "dirichlet" is the design of RegMix (Liu et al., ICLR 2025, arXiv 2407.01492): with token shares p, prior
-q_i ~ p_i^(1/T), w ~ Dirichlet(s q), s from 15 log-spaced strengths, kept if w_i <= min(cap p_i, 1). "sobol" spreads
-runs evenly over the whole simplex, "grid" takes every multiple of a step. Cost: none beside the runs themselves.
+q_i ~ p_i^(1/T), w ~ Dirichlet(s q), s from 15 log-spaced strengths, kept if w_i <= min(cap p_i, 1). WebOrganizer's
+(Wettig et al., ICML 2025, arXiv 2502.10341) keeps w_i <= min(20 q_i, 1) and max_i |w_i - v_i| >= 0.05 for all kept v:
+cap=20, reference="prior", apart=0.05. "sobol" spreads runs evenly over the whole simplex, "grid" takes every multiple
+of a step. Cost: none beside the runs themselves.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import torch
 from scipy.stats import qmc
 
 from ...core import random
-from ...core.checks import at_least, non_negative, one_of, positive
+from ...core.checks import at_least, in_unit, non_negative, one_of, positive
 from .base import Array
 
 KINDS = ("dirichlet", "sobol", "grid")
+REFERENCES = ("share", "prior")
 BATCH = 1 << 16
 HOPELESS = 1000
 """Draws for each kept one after which caps count as too tight."""
@@ -30,9 +33,10 @@ class MixtureDesign:
 
     prior: token shares p by domain, in any scale. temperature: T >= 1 flattens the prior, p^(1/T); 2 is the paper's
     square root. strength: smallest and largest s; large s keeps close to the prior, small s goes to corners.
-    cap: no domain above cap times its share p (before tempering); None: no cap. minimum: smaller weights become 0,
-    and weights are its multiples, so that every domain of a small run has enough data. pool: how many candidates are
-    drawn for each run wanted, before equal ones go and the runs are picked.
+    cap: no domain above cap times its reference, which is "share", p before tempering, or "prior", q after it; None: no
+    cap. minimum: smaller weights become 0, and weights are its multiples, so that every domain of a small run has
+    enough data. apart: 0..1, the least L-infinity distance of two runs. pool: how many candidates are drawn for each
+    run wanted, before equal or near ones go and the runs are picked.
 
     The reference rounds each weight on its own, and its rows sum to 0.996..1.003; here the rest goes to the weights
     that were rounded down most, and rows sum to 1.
@@ -41,7 +45,7 @@ class MixtureDesign:
     def __init__(
         self, prior: Mapping[str, float], *, kind: str = "dirichlet", temperature: float = 2.0,
         strength: tuple[float, float] = (0.1, 5.0), strengths: int = 15, cap: float | None = 15.0,
-        minimum: float = 2e-4, pool: int = 100,
+        reference: str = "share", minimum: float = 2e-4, apart: float = 0.0, pool: int = 100,
     ) -> None:  # fmt: skip
         self.kind = one_of("kind", kind, KINDS)
         self.domains = tuple(prior)
@@ -57,11 +61,13 @@ class MixtureDesign:
         tempered = self.shares ** (1 / temperature)
         self.prior = tempered / tempered.sum()
         self.strengths = np.geomspace(low, high, at_least("strengths", strengths, 1))
-        self.caps = np.minimum(self.shares * (math.inf if cap is None else positive("cap", cap)), 1.0)
+        bound = self.shares if one_of("reference", reference, REFERENCES) == "share" else self.prior
+        self.caps = np.minimum(bound * (math.inf if cap is None else positive("cap", cap)), 1.0)
         if self.caps.sum() < 1:
             raise ValueError(f"with cap={cap} all domains together reach {self.caps.sum():.3g} of the weight: raise it")
         if not 0 <= minimum < 1 / len(shares):
             raise ValueError(f"minimum must be >= 0 and below 1/k = {1 / len(shares):.3g}, got {minimum!r}")
+        self.apart = in_unit("apart", apart)
         self.minimum, self.pool = minimum, at_least("pool", pool, 1)
 
     def draw(self, runs: int, generator: torch.Generator | None = None) -> Array:
@@ -70,10 +76,14 @@ class MixtureDesign:
         generator = random.resolve(generator)
         found = self._grid() if self.kind == "grid" else self._rounded(self._points(runs * self.pool, generator))
         found = np.unique(found[(found <= self.caps + 1e-9).all(1)], axis=0)
+        if self.apart:
+            found = self._separate(found, len(found) if self.kind == "sobol" else runs, generator)
         if len(found) < runs:
+            far = f" and {self.apart:g} apart" if self.apart else ""
+            remedy = "a smaller minimum (the step)" if self.kind == "grid" else "a larger pool, cap or strength"
             raise ValueError(
-                f"the {self.kind} design has only {len(found)} different mixtures within the caps, {runs} were asked "
-                f"for: {'a smaller minimum (the step)' if self.kind == 'grid' else 'a larger pool, cap or strength'}"
+                f"the {self.kind} design has only {len(found)} different mixtures within the caps{far}, {runs} were "
+                f"asked for: {remedy}{', or a smaller apart' if self.apart else ''}"
             )
         if self.kind == "sobol":
             return self._spread(found, runs, generator)
@@ -129,6 +139,18 @@ class MixtureDesign:
             )
         bars = np.array(list(combinations(range(steps + k - 1), k - 1)))
         return np.asarray((np.diff(bars, prepend=-1, append=steps + k - 1, axis=1) - 1) / steps)
+
+    def _separate(self, found: Array, most: int, generator: torch.Generator) -> Array:
+        """At random, up to `most` of the mixtures that keep their distance from all that were taken before."""
+        taken = np.empty((most, found.shape[1]))
+        count = 0
+        for row in found[random.permutation(len(found), generator).numpy()]:
+            if count == most:
+                break
+            if (np.abs(taken[:count] - row).max(1) >= self.apart - 1e-12).all():
+                taken[count] = row
+                count += 1
+        return taken[:count]
 
     def _spread(self, found: Array, runs: int, generator: torch.Generator) -> Array:
         """The runs that lie farthest apart: each next one is the farthest from those that are chosen."""
