@@ -123,7 +123,12 @@ def test_every_method_on_samples_is_drawn_or_says_why_not(monkeypatch, tmp_path)
     from omnimix.data import Source
 
     draw = torch.Generator().manual_seed(0)
-    tiny = Source("tiny", torch.rand(4, 3, 32, 32, generator=draw), torch.arange(4), Classification(4), "image")
+    x = torch.rand(4, 3, 32, 32, generator=draw)
+    for i in range(4):  # noise alone is as salient here as there: a bright quarter each
+        quarter = x[i, :, 16 * (i // 2) :, 16 * (i % 2) :][:, :16, :16].clone()
+        x[i] *= 0.02
+        x[i, :, 16 * (i // 2) :, 16 * (i % 2) :][:, :16, :16] = quarter.round()
+    tiny = Source("tiny", x, torch.arange(4), Classification(4), "image")
     own, drawn = show._source, []
     monkeypatch.setattr(
         show, "_source", lambda spec, method, asked: tiny if image(spec.name) else own(spec, method, asked)
@@ -176,6 +181,7 @@ def test_only_what_changed_is_drawn_of_what_the_network_is_given(monkeypatch, ca
 def test_labels_that_the_network_moves_are_said(call, files):
     assert "before the forward pass" in call("sumix", *files, "-o", "p.png")[2]
     assert "not trained" in call("snapmix", *files, "-o", "p.png")[2]
+    assert "in place of the input gradient" in call("puzzle-mix:blocks=2", *files, "-o", "p.png")[2]
 
 
 def test_a_batch_that_is_mixed_jointly_is_drawn_as_it_is(monkeypatch, call, files):

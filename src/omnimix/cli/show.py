@@ -130,11 +130,15 @@ def picture(specs: tuple[Spec, ...], asked: _Asked, out: Path) -> list[str]:
 
 
 def _hidden(one: _Seen) -> str:
-    """How hidden states are drawn, and labels that wait for the forward pass."""
+    """How hidden states are drawn, labels that wait for the forward pass, and what a network looks at."""
+    from ..samples.saliency import CenterSurround
+
     mixes = [step.mix for step in one.shown.steps if step.mix is not None]
     if any((mix.labels is not None and mix.labels.after) or mix.labels_from_output for mix in mixes):
         return "; drawn: the labels before the forward pass, which moves them in training"
     if any("network" in mix.operation.needs for mix in mixes):
+        if any(isinstance(getattr(mix.operation, "saliency", None), CenterSurround) for mix in mixes):
+            return "; drawn: contrast to the surroundings in place of the input gradient of a trained network"
         return "; drawn: where a network looks that is not trained"
     places = {step.recipe.place for step in one.shown.steps if step.recipe is not None}
     return "" if places <= {"input"} else "; drawn: the mean over channels, mixed in an untrained network"
@@ -160,6 +164,7 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     from ..core import registry
     from ..core.method import Mix
     from ..networks import create as create_network
+    from ..samples.saliency import CenterSurround, InputGradient
     from ..train.parts import Data
 
     method = create(spec)
@@ -167,8 +172,12 @@ def _see(spec: Spec, asked: _Asked) -> _Seen:
     check(spec, dict(spec.parameters), source)
     image = source.kind == "image"
     part = _part(source, asked.seed)
-    if image and any("network" in one.operation.needs for one in parts(method) if isinstance(one, Mix)):
+    looking = [one.operation for one in parts(method) if isinstance(one, Mix) and "network" in one.operation.needs]
+    if image and looking:
         part = replace(part, x=_no_larger(part.x, SEEN))
+    for operation in looking:
+        if isinstance(getattr(operation, "saliency", None), InputGradient):  # it is flat before training
+            operation.saliency = CenterSurround()  # type: ignore[attr-defined]
     data = Data(part, None, None, source.task)
     suits = ("vit" if registry.info(spec.name).network == "attention" else "small-cnn") if image else "mlp"
     network = create_network(
