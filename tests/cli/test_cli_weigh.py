@@ -118,6 +118,9 @@ def test_design_and_transfer_law(tmp_path, runs):
     assert drawn.shape == (16, 4)
     assert drawn[:, 0].tolist() == list(range(1, 17))
     assert "exists already" in run("design", *sizes, "--out", tmp_path / "d.csv", code=2).stderr
+    organizer = ["--cap", 20, "--reference", "prior", "--apart", 0.05, "--runs", 8]
+    assert printed("design", *sizes, *organizer, "--out", tmp_path / "w.csv")["runs"] == 8
+    assert "apart" in run("design", *sizes, *organizer[:-2], "--apart", 2, "--out", tmp_path / "x.csv", code=2).stderr
 
     from omnimix.corpora.weigh.dmo import TransferLaw
 

@@ -57,7 +57,11 @@ def design(
     ] = "dirichlet",
     temperature: Annotated[float, typer.Option(help="dirichlet: T of share^(1/T); 1 keeps the shares.")] = 2.0,
     strength: Annotated[str, typer.Option(help="dirichlet: smallest and largest concentration.")] = "0.1,5",
-    cap: Annotated[float, typer.Option(help="No weight above this times the domain's share.")] = 15.0,
+    cap: Annotated[float, typer.Option(help="No weight above this times the domain's reference.")] = 15.0,
+    reference: Annotated[str, typer.Option(help="share, as RegMix; or prior, tempered, as WebOrganizer.")] = "share",
+    apart: Annotated[
+        float, typer.Option(help="Least difference of two mixtures in their most different weight.")
+    ] = 0.0,
     minimum: Annotated[float, typer.Option(help="Smallest weight beside 0, and the step of all.")] = 2e-4,
     base: Annotated[float, typer.Option(help="perturbations: tokens of every domain in the base run.")] = 1.0,
     seed: Seed = 42,
@@ -79,8 +83,9 @@ def design(
         else:
             low, high = _two(strength)
             plan = MixtureDesign(
-                shares, kind=kind, temperature=temperature, strength=(low, high), cap=cap, minimum=minimum
-            )
+                shares, kind=kind, temperature=temperature, strength=(low, high), cap=cap, reference=reference,
+                minimum=minimum, apart=apart,
+            )  # fmt: skip
             weights = plan.draw(runs, torch.Generator().manual_seed(seed))
         write_mixtures(out, list(shares), weights)
     facts = {"out": str(out), "runs": len(weights), "domains": list(shares), "kind": kind, "seed": seed}
