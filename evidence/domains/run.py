@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def by_target(found: dict[str, list[list[float]]], domains: tuple[str, ...]) -> str:
-    """Differences to erm in every target, paired by trial, with Student's intervals: three trials allow no bootstrap."""
+    """Differences to erm in every target, paired by trial; three trials allow Student's interval and no bootstrap."""
     lines = ["", "**Percentage points over erm in every target**, with 95 % intervals of Student's t, uncorrected", ""]
     lines += [f"| arm | {' | '.join(domains)} |", "|---" * (len(domains) + 1) + "|"]
     base = np.array(found["erm"])
