@@ -1,5 +1,9 @@
-"""Results of comparisons that were never run."""
+"""Results of comparisons that were never run, and a browser that opens their pages."""
 
+import html
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +11,40 @@ import pytest
 from omnimix.compare.result import Result
 from omnimix.compare.spec import settings
 from omnimix.compare.store import Run
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def fits_in_windows(tmp_path) -> Callable[[str], None]:
+    """`fits_in_windows(page)`: a wide and a narrow window open it without errors and without scrolling sideways."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on the PATH")
+    widths = (1280, 420)
+
+    def check(page: str) -> None:
+        tell = "<script>parent.postMessage([document.documentElement.scrollWidth, innerWidth].join(), '*')</script>"
+        inner = html.escape(page + tell)
+        frames = "".join(f'<iframe width="{width}" height="800" srcdoc="{inner}"></iframe>' for width in widths)
+        wrapper = tmp_path / "wrapper.html"
+        wrapper.write_text(
+            "<!DOCTYPE html><meta charset='utf-8'><style>iframe { border: 0 }</style><script>"
+            "onmessage = e => { document.title += ' ' + e.data }</script>" + frames
+        )
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", profile, "--enable-logging=stderr", "--v=0"]
+        done = subprocess.run(
+            [str(BROWSER), *options, "--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert "CONSOLE" not in done.stderr
+        title = re.search(r"<title>(.*?)</title>", done.stdout)
+        assert title, done.stderr
+        sizes = sorted(tuple(map(int, pair.split(","))) for pair in title[1].split())
+        assert [width for _, width in sizes] == sorted(widths)
+        assert all(scrolled <= width for scrolled, width in sizes)
+
+    return check
 
 
 @pytest.fixture
