@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _common import record_all
 
+from omnimix.data.noise import GROUPS, group_sizes, toy_features
 from omnimix.domains.measure import worst_group
 
 SETTINGS = {
@@ -20,30 +21,18 @@ SETTINGS = {
     "model": "logistic regression without intercept",
 }  # fmt: skip
 FLIPS = (0.0, 0.1, 0.25)
-GROUPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-"""(label, attribute)."""
-
-
-def sizes(count: int, correlation: float) -> list[int]:
-    """How many samples each group has; the last one takes what rounding leaves."""
-    shares = [correlation / 2 if y == a else (1 - correlation) / 2 for y, a in GROUPS]
-    found = [round(count * share) for share in shares[:-1]]
-    return [*found, count - sum(found)]
 
 
 def draw(
     rng: np.random.Generator, counts: list[int], noise: int, flips: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x, y, group): causal, spurious and noise dimensions; labels flipped after x and groups are made."""
+    """(x, y, group) of `spurious_toy` on NumPy's numbers; labels flipped after x and groups are made."""
     group = np.repeat(np.arange(4), counts)
-    y, a = np.array(GROUPS)[group].T
-    sd = SETTINGS["variance"] ** 0.5
-    parts = [
-        y[:, None] + sd * rng.standard_normal((len(y), SETTINGS["causal"])),
-        a[:, None] + sd * rng.standard_normal((len(y), SETTINGS["spurious"])),
-        rng.standard_normal((len(y), noise)) / max(1, noise) ** 0.5,
-    ]
-    return np.concatenate(parts, axis=1), np.where(rng.random(len(y)) < flips, -y, y), group
+    causal, spurious = SETTINGS["causal"], SETTINGS["spurious"]
+    drawn = np.concatenate([rng.standard_normal((len(group), width)) for width in (causal, spurious, noise)], axis=1)
+    x = toy_features(torch.from_numpy(drawn), torch.from_numpy(group), causal, spurious).numpy()
+    y = np.array(GROUPS)[group, 0]
+    return x, np.where(rng.random(len(y)) < flips, -y, y), group
 
 
 def resampled(rng: np.random.Generator, group: np.ndarray, how: str) -> np.ndarray:
@@ -62,7 +51,7 @@ def resampled(rng: np.random.Generator, group: np.ndarray, how: str) -> np.ndarr
 def errors(seed: int, noise: int, flips: float) -> dict[str, tuple[float, float]]:
     """(worst-group, average) test error of each way to sample the groups, the same data for all."""
     rng = np.random.default_rng(seed)
-    x, y, group = draw(rng, sizes(SETTINGS["train"], SETTINGS["correlation"]), noise, flips)
+    x, y, group = draw(rng, group_sizes(SETTINGS["train"], SETTINGS["correlation"]), noise, flips)
     test_x, test_y, test_group = draw(rng, [SETTINGS["test"] // 4] * 4, noise, 0.0)
     found = {}
     for how in ("erm", "oversampled", "undersampled"):

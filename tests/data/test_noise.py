@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnimix.data import flip_labels
-from omnimix.data.noise import GROUPS, group_sizes, spurious_toy
+from omnimix.data.noise import GROUPS, colour_digits, group_sizes, spurious_toy
 from omnimix.domains.measure.groups import group_means, worst_group
 
 
@@ -95,3 +95,40 @@ def test_refusals_of_the_toy() -> None:
         spurious_toy([1] * 4, _generator(), noise=-1)
     with pytest.raises(ValueError, match="correlation"):
         group_sizes(10, 1.5)
+
+
+def test_coloured_digits_follow_the_noisy_label() -> None:
+    digit = torch.randint(10, (60_000,), generator=_generator())
+    domain = torch.arange(60_000) % 3
+    flips, agreement = torch.tensor([0.25, 0.1, 0.0])[domain], 1 - torch.tensor([0.1, 0.2, 0.9])[domain]
+    images = torch.randint(1, 256, (60_000, 2, 2), dtype=torch.uint8, generator=_generator(1))
+    x, y, flipped, agrees = colour_digits(images, digit, flips, agreement, _generator(2))
+    used = x.flatten(2).amax(2) > 0
+    assert (used.sum(1) == 1).all()
+    assert torch.equal(x.sum(1).to(torch.uint8), images)
+    colour = used.long().argmax(1)
+    assert torch.equal(colour == y, agrees)
+    clean = (digit < 5).long()
+    assert torch.equal(flipped, y != clean)
+    for number, (flip, agree) in enumerate(((0.25, 0.9), (0.1, 0.8), (0.0, 0.1))):
+        rows = domain == number
+        assert agrees[rows].double().mean().item() == pytest.approx(agree, abs=0.01)
+        assert flipped[rows].double().mean().item() == pytest.approx(flip, abs=0.01)
+        shape = (clean == y)[rows & agrees].double().mean().item()  # flips do not know the colour
+        assert shape == pytest.approx(1 - flip, abs=0.015 if agree > 0.5 else 0.03)
+    assert torch.equal(y[domain == 2], clean[domain == 2])
+    always = colour_digits(images, digit, 0.0, 1.0, _generator())
+    assert torch.equal(always.y, clean)
+    assert always.agrees.all()
+
+
+def test_refusals_of_coloured_digits() -> None:
+    images, digit = torch.ones(4, 2, 2), torch.arange(4)
+    for values, word in (
+        ((images, digit, 1.5, 0.9), "flips"),
+        ((images, digit, 0.1, torch.tensor([0.1, 0.2, 0.3, 1.4])), "agreement"),
+        ((images, digit, 0.1, torch.ones(3)), "4 rows"),
+        ((images[0], digit, 0.1, 0.9), "images"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            colour_digits(*values, _generator())

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.random import permutation, uniform
+from ..core.random import permutation
 from ..core.task import Classification
 from .idx import load_idx
+from .noise import colour_digits
 from .source import DataError, Source
 
 ANGLES = (0, 15, 30, 45, 60, 75)
@@ -69,13 +70,10 @@ def coloured(root: Path, data_seed: int = 0) -> Source:
     if len(source.class_names) != 10:
         raise DataError(f"{root}: colours are tied to labels 0 to 9 in two halves; there are {len(source.class_names)}")
     generator = torch.Generator().manual_seed(data_seed + 1)
-    y = (source.y[order] < 5) ^ (uniform(len(order), generator=generator) < FLIPPED)
-    agrees = uniform(len(order), generator=generator) < torch.tensor(list(AGREEMENT.values()))[domain]
-    colour = torch.where(agrees, y, ~y).long()
-    images = source.take(order).mul(255).round().to(torch.uint8)
-    x = torch.zeros(len(order), 2, *source.input_shape[1:], dtype=torch.uint8)
-    x[torch.arange(len(order)), colour] = images[:, 0]
-    return _made("coloured", source, x, y.long(), domain, list(AGREEMENT), ("5-9", "0-4"))
+    agreement = torch.tensor(list(AGREEMENT.values()))[domain]
+    images = source.take(order)[:, 0].mul(255).round().to(torch.uint8)
+    made = colour_digits(images, source.y[order], FLIPPED, agreement, generator)
+    return _made("coloured", source, made.x, made.y, domain, list(AGREEMENT), ("5-9", "0-4"))
 
 
 def styled(root: Path, data_seed: int = 0) -> Source:
