@@ -204,3 +204,26 @@ def test_an_adapter_and_a_value_for_every_example(call, models, tmp_path):
     code, _, err = call(*how)
     assert code == 0, err
     assert (tmp_path / "calls").read_text() == "x" * 4
+
+
+def test_a_mixture_of_experts(call, tmp_path):
+    config = {"model_type": "llama", "num_attention_heads": 1}
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        at = "model.layers.0.mlp."
+        held = {f"{at}{part}_proj.weight": torch.full((3, 3), float(i)) for part in ("gate", "up", "down")}
+        save_file({"model.norm.weight": torch.full((3,), float(i)), **held}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    code, out, err = call("linear", "a", "b", "--experts-per-token", "1", "--seed", "3", "-o", "out")
+    assert (code, err) == (0, "")
+    assert "8 tensors" in out
+    assert "have to be trained" in out
+    held = load_file("out/model.safetensors")
+    assert held["model.norm.weight"].tolist() == [0.5] * 3
+    assert held["model.layers.0.block_sparse_moe.experts.1.w2.weight"].tolist() == [[1.0] * 3] * 3
+    code, _, err = call("linear", "a", "b", "--experts-per-token", "0", "-o", "two")
+    assert code == 2
+    assert "experts_per_token must be an integer >= 1" in err
+    code, _, err = call("linear", "a", "b", "--seed", "3", "-o", "two")
+    assert code == 2
+    assert "no option 'seed'" in err

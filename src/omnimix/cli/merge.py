@@ -37,6 +37,16 @@ def merge(
     trim: Annotated[str | None, typer.Option(help="ties: trim over the whole model, or each tensor.")] = None,
     normalize: Annotated[bool | None, typer.Option(help="Divide by the sum of weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of what is drawn at random.")] = None,
+    experts_per_token: Annotated[
+        int | None,
+        typer.Option(
+            help="Make a mixture of experts that chooses so many: the models' feed-forward networks are the experts, "
+            "METHOD merges the rest (linear: branch-train-mix; ties, dare-*: MergeME)."
+        ),
+    ] = None,
+    average: Annotated[
+        list[str] | None, typer.Option(help="In a mixture: tensors to average, as '*embed*'; vectors always are.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the result; default that of the inputs.")] = None,
     shard_size: Annotated[float, typer.Option(help="GB of values in a file, at most.")] = 5.0,
     allow: Annotated[list[str] | None, typer.Option(help="What may differ: config, vocabulary.")] = None,
@@ -61,12 +71,15 @@ def merge(
 ) -> None:
     """Merge models that share an architecture into one, whatever their size.
 
-    A merge that was stopped goes on when the same command is given again.
+    With --experts-per-token they become one mixture of experts. A merge that was stopped goes on when the same command
+    is given again.
     """
     options = {
         "weight": weight, "density": density, "lambda": lam, "t": t, "trim": trim, "normalize": normalize, "seed": seed
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
+    sparse = {"experts_per_token": experts_per_token, "average": tuple(average or ())}
+    asked = {name: value for name, value in {**sparse, "dtype": dtype}.items() if value not in (None, ())}
     with user_errors():
         if out is None and not check:
             raise ValueError("--out DIR is needed (or --check, which writes nothing)")
@@ -76,14 +89,14 @@ def merge(
         evaluation = None
         try:
             if evaluate is None:
-                recipe = _recipe(what, models or [], base, given, dtype)
+                recipe = _recipe(what, models or [], base, given, asked)
             else:
                 if out is None or check:
                     raise ValueError("--evaluate merges: it needs --out DIR, and goes without --check")
                 names = [what] if what.endswith((".yaml", ".yml")) else what.split(",")
-                if unknown := [key for key in given if not any(key in _taken(name, given) for name in names)]:
+                if unknown := [key for key in given if not any(key in _taken(name, given, asked) for name in names)]:
                     raise ValueError(f"--{unknown[0]}: none of {', '.join(names)} takes it")
-                recipes = [_recipe(name, models or [], base, _taken(name, given), dtype) for name in names]
+                recipes = [_recipe(name, models or [], base, _taken(name, given, asked), asked) for name in names]
                 recipe, evaluation = _best(recipes, evaluate, out, draws, draw_seed, lower, jobs, how)
             plan = checkpoint.plan_merge(recipe, **how)
         except checkpoint.Disagreement as error:
@@ -115,7 +128,8 @@ def merge(
     else:
         verb = "can be merged" if check else f"merged into {out}"
         files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
-        typer.echo(f"{len(plan.tensors)} tensors, {plan.size / 1e9:.3g} GB, {files}: {verb}")
+        note = "" if recipe.experts_per_token is None else "; its routers are random and have to be trained"
+        typer.echo(f"{len(plan.tensors)} tensors, {plan.size / 1e9:.3g} GB, {files}: {verb}{note}")
 
 
 def _work(plan: Any, out: Path | None, check: bool, told: Any) -> None:
@@ -128,12 +142,15 @@ def _work(plan: Any, out: Path | None, check: bool, told: Any) -> None:
         checkpoint.merge_checkpoints(plan, out, told)
 
 
-def _taken(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _taken(name: str, given: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Of the options given, those that a method takes; a recipe takes all, and says what it does not."""
     from ..models.checkpoint import METHODS
+    from ..models.checkpoint.recipe import taken
 
-    options = METHODS.get(name.replace("_", "-"))
-    return dict(given) if options is None else {key: value for key, value in given.items() if key in options[1]}
+    name = name.replace("_", "-")
+    if name not in METHODS:
+        return dict(given)
+    return {key: value for key, value in given.items() if key in taken(name, "experts_per_token" in asked)}
 
 
 def _best(
@@ -181,8 +198,8 @@ def _said(options: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def _recipe(what: str, models: list[str], base: str | None, given: dict[str, Any], dtype: str | None) -> Any:
-    """What the command line asks for."""
+def _recipe(what: str, models: list[str], base: str | None, given: dict[str, Any], asked: dict[str, Any]) -> Any:
+    """What the command line asks for. asked: of the result, whatever the method."""
     from dataclasses import replace
 
     from ..models.checkpoint import METHODS, Recipe, read_recipe
@@ -191,7 +208,7 @@ def _recipe(what: str, models: list[str], base: str | None, given: dict[str, Any
         if models or base or given:
             raise ValueError(f"{what} says what to merge; put models, base and {', '.join(given) or 'options'} there")
         recipe = read_recipe(what)
-        return recipe if dtype is None else replace(recipe, dtype=dtype)
+        return replace(recipe, **asked)
     name = what.replace("_", "-")
     if name not in METHODS:
         raise ValueError(f"METHOD must be one of {', '.join(METHODS)}, or a recipe that ends in .yaml, got {what!r}")
@@ -206,7 +223,7 @@ def _recipe(what: str, models: list[str], base: str | None, given: dict[str, Any
             else:
                 for one, number in zip(own, numbers, strict=True):
                     one[option] = number
-    return Recipe(name, tuple(models), base, given, tuple(own) if any(own) else (), dtype)
+    return Recipe(name, tuple(models), base, given, tuple(own) if any(own) else (), **asked)
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -16,7 +16,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,7 @@ def _drawn(recipe: checkpoint.Recipe, free: Sequence[str], number: int, seed: in
     if "weight" in free:
         for model, given in enumerate(own):
             given["weight"] = value("weight", model)
-    per_model = tuple(own) if any(own) else ()
-    return checkpoint.Recipe(recipe.method, recipe.models, recipe.base, common, per_model, recipe.dtype)
+    return replace(recipe, common=common, per_model=tuple(own) if any(own) else ())
 
 
 @dataclass(frozen=True)

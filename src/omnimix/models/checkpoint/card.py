@@ -21,8 +21,9 @@ COPIED = (
 )  # fmt: skip
 
 
-def companions(lead: Checkpoint, into: Path, dtype: str | None) -> None:
-    """Copy configuration, tokenizer and, unread, the modelling code of the folder `lead` is in."""
+def companions(lead: Checkpoint, into: Path, dtype: str | None, settings: dict[str, Any] | None = None) -> None:
+    """Copy configuration, tokenizer and, unread, the modelling code of the folder `lead` is in. settings: in place of
+    its configuration."""
     if lead.folder is None:
         return
     code = sorted(path.name for path in lead.folder.glob("*.py"))
@@ -32,8 +33,12 @@ def companions(lead: Checkpoint, into: Path, dtype: str | None) -> None:
     config = lead.folder / "config.json"
     if config.exists():
         held = read_json(config, {})
+        key = "dtype" if "dtype" in held else "torch_dtype"
+        if settings is not None:
+            held = settings | ({key: held[key]} if key in held else {})
         if dtype is not None:
-            held["dtype" if "dtype" in held else "torch_dtype"] = dtype
+            held[key] = dtype
+        if dtype is not None or settings is not None:
             (into / "config.json").write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(config, into / "config.json")
@@ -61,6 +66,7 @@ def write_card(plan: Plan, into: Path, sources: Mapping[Path, str], written: Map
 def _page(plan: Plan, held: dict[str, Any]) -> str:
     recipe = plan.recipe
     lines = ["---", "tags: [merge, omnimix]", "---", f"# A merge by {recipe.method}", ""]
+    lines += _mixture(plan)
     lines += [f"{len(plan.tensors)} tensors, {plan.size / 1e9:.3g} GB, merged with omnimix {__version__}.", ""]
     lines += ["| from | role | options | file | SHA-256 |", "|---|---|---|---|---|"]
     models = 0
@@ -76,6 +82,20 @@ def _page(plan: Plan, held: dict[str, Any]) -> str:
     lines += ["", f"Options for all: {options or 'none'}. Result: {recipe.dtype or 'dtypes of the inputs'}.", ""]
     lines += ["| result | SHA-256 |", "|---|---|", *(f"| {f} | `{digest}` |" for f, digest in held["files"].items())]
     return "\n".join([*lines, "", *_evaluation(plan.evaluation), ""])
+
+
+def _mixture(plan: Plan) -> list[str]:
+    recipe = plan.recipe
+    if recipe.experts_per_token is None:
+        return []
+    names = ", ".join(f"{i} `{one.label}`" for i, one in enumerate(plan.models))
+    return [
+        f"A mixture of experts: the feed-forward networks of {names}. A router in every layer chooses "
+        f"{recipe.experts_per_token} for a token. Routers were drawn at random (seed {recipe.seed}) and have to be "
+        f"trained before the model is of use. {recipe.method} merged the other matrices; vectors were averaged"
+        f"{', and ' + ', '.join(recipe.average) if recipe.average else ''}.",
+        "",
+    ]
 
 
 def _evaluation(held: Mapping[str, Any] | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ...core.checks import one_of
+from ...core.checks import at_least, one_of
 from ..merge import DareLinear, DareTies, Linear, Merger, ModelStock, Slerp, TaskArithmetic, Ties, UniformSoup
 
 Setting: TypeAlias = Any
@@ -45,7 +45,10 @@ class Recipe:
     """A merge to make. ValueError for a method, an option or a value that is not there.
 
     method: of METHODS. models, base: paths. common: options for all models; per_model: options of each, which go first.
-    dtype: name of the dtype of the result, None for that of the inputs.
+    dtype: name of the dtype of the result, None for that of the inputs. experts_per_token: make a mixture of experts
+    that chooses so many: the feed-forward networks of all models are the experts, `method` merges the rest, vectors and
+    what fits the patterns `average` (names of tensors, with wildcards) are averaged, and routers are drawn by the
+    option `seed`.
     """
 
     method: str
@@ -54,12 +57,20 @@ class Recipe:
     common: Mapping[str, Setting] = field(default_factory=dict)
     per_model: tuple[Mapping[str, Setting], ...] = ()
     dtype: str | None = None
+    experts_per_token: int | None = None
+    average: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
         if self.dtype is not None:
             one_of("dtype", self.dtype, DTYPES)
-        kind, options = METHODS[self.method]
+        if self.experts_per_token is None:
+            if self.average:
+                raise ValueError("average is for mixtures of experts: give experts_per_token too")
+        elif at_least("experts_per_token", self.experts_per_token, 1) > len(self.models):
+            raise ValueError(f"experts_per_token must be at most the number of models, {len(self.models)}")
+        kind, _ = METHODS[self.method]
+        options = taken(self.method, self.experts_per_token is not None)
         for given in (self.common, *self.per_model):
             for name in given:
                 if name not in options:
@@ -103,10 +114,23 @@ class Recipe:
         signature = inspect.signature(kind).parameters
         defaults = {option: signature[ARGUMENT.get(option, option)].default for option in options}
         common = {option: 1.0 if value is None else value for option, value in {**defaults, **self.common}.items()}
+        sparse = {"experts_per_token": self.experts_per_token, "average": list(self.average), "router_seed": self.seed}
         return {
             "method": self.method, "models": list(self.models), "base": self.base, "options": common,
             "model_options": [dict(given) for given in self.per_model], "dtype": self.dtype,
+            **({} if self.experts_per_token is None else sparse),
         }  # fmt: skip
+
+    @property
+    def seed(self) -> int:
+        """Of the routers."""
+        return at_least("seed", self.common.get("seed", 0), 0)
+
+
+def taken(method: str, sparse: bool = False) -> tuple[str, ...]:
+    """The options of a method; with `sparse` as part of a mixture of experts."""
+    options = METHODS[method][1]
+    return options if not sparse or "seed" in options else (*options, "seed")
 
 
 def depths(names: Sequence[str]) -> dict[str, float]:
@@ -153,7 +177,11 @@ def read_recipe(file: str | Path) -> Recipe:
         raise ValueError(f"{file}: {error}") from None
 
 
-KEYS = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
+KEYS = (
+    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
+    "experts_per_token", "average",
+)  # fmt: skip
+"""The last two are ours."""
 
 
 def _recipe(held: dict[str, Any]) -> Recipe:
@@ -182,7 +210,12 @@ def _recipe(held: dict[str, Any]) -> Recipe:
         base = None
     if not any(own):
         own = []
-    return Recipe(method, tuple(paths), base, common, tuple(own), held.get("out_dtype") or held.get("dtype"))
+    dtype, average = held.get("out_dtype") or held.get("dtype"), held.get("average", [])
+    if not isinstance(average, list) or not all(isinstance(pattern, str) for pattern in average):
+        raise ValueError(f"average must be a list of patterns of tensor names, got {average!r}")
+    return Recipe(
+        method, tuple(paths), base, common, tuple(own), dtype, held.get("experts_per_token"), tuple(average)
+    )  # fmt: skip
 
 
 def _listed(held: dict[str, Any]) -> tuple[list[Any], Any]:

@@ -15,15 +15,16 @@ import zlib
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ... import __version__
 from ...core.checks import one_of
-from ..merge import Merger
+from ..merge import Linear, Merger
 from ..merge.base import all_blocks, merged_blocks, same
 from ..merge.source import BLOCK, spans
 from .agreement import ALLOWED, Disagreement, differences
@@ -31,6 +32,7 @@ from .card import companions, facts, write_card
 from .reader import INDEX, Checkpoint, raw, read_json, sha256
 from .recipe import DTYPES, Recipe, depths
 from .safetensors import in_order, write_header
+from .sparse import averaged, sources, sparse_config
 
 SHARD = 5_000_000_000
 """Bytes of values in a file, at most, unless a single tensor is larger."""
@@ -49,9 +51,13 @@ class Plan:
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
     """What the output holds, in order."""
     mergers: dict[str, Merger]
-    """The operator of every floating-point tensor."""
+    """The operator of every floating-point tensor that is merged."""
     shards: dict[str, list[str]]
     """File name to tensors."""
+    taken: dict[str, tuple[Checkpoint, str]] = field(default_factory=dict)
+    """Tensors of experts: whose they are, and what they are called there."""
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of routers."""
     evaluation: dict[str, Any] | None = None
     """What was measured, for the card."""
 
@@ -63,6 +69,12 @@ class Plan:
     @property
     def everyone(self) -> list[Checkpoint]:
         return self.models if self.base is None else [self.base, *self.models]
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The configuration of a mixture of experts; None where that of `lead` stays."""
+        k = self.recipe.experts_per_token
+        return None if k is None else sparse_config(self.lead.config, len(self.models), k)
 
     @property
     def size(self) -> int:
@@ -104,16 +116,28 @@ def plan_merge(recipe: Recipe, *, shard_size: int = SHARD, allow: Collection[str
         raise Disagreement([checkpoint.label for checkpoint in everyone], rows)
     lead = everyone[0]
     names = in_order(lead.names())
-    floating = [name for name in names if lead.dtype(name).is_floating_point]
-    tensors = {}
-    for name in names:
-        own = lead.dtype(name)
-        tensors[name] = (dtype if dtype is not None and own.is_floating_point else own, lead.shape(name))
+    taken: dict[str, tuple[Checkpoint, str]] = {}
+    drawn: dict[str, Tensor] = {}
+    mean: set[str] = set()
+    if recipe.experts_per_token is not None:
+        found = sources(lead, len(models), recipe.seed)
+        taken = {name: (models[i], own) for name, (i, own) in found.taken.items()}
+        names, drawn = found.shared, found.drawn
+        mean = averaged(lead, names, recipe.average)
     place = depths(names)
-    mergers = {name: recipe.merger(name, place[name]) for name in floating}
-    for merger in mergers.values():
+    mergers = {name: recipe.merger(name, place[name]) for name in names if lead.dtype(name).is_floating_point}
+    for name, merger in mergers.items():
         merger.fit(len(models), base is not None)
-    return Plan(recipe, models, base, tensors, mergers, _shards(tensors, shard_size))
+        if name in mean and not isinstance(merger, Linear):
+            mergers[name] = Linear()
+    held = {name: (lead.dtype(name), lead.shape(name)) for name in names}
+    held |= {name: (one.dtype(own), one.shape(own)) for name, (one, own) in taken.items()}
+    held |= {name: (value.dtype, tuple(value.shape)) for name, value in drawn.items()}
+    tensors = {
+        name: (dtype if dtype is not None and held[name][0].is_floating_point else held[name][0], held[name][1])
+        for name in in_order(held)
+    }
+    return Plan(recipe, models, base, tensors, mergers, _shards(tensors, shard_size), taken, drawn)
 
 
 def _shards(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], most: int) -> dict[str, list[str]]:
@@ -167,7 +191,7 @@ def merge_checkpoints(plan: Plan, out: str | Path, told: Told = lambda done, nam
         places = {name: file for file, names in plan.shards.items() for name in names}
         index = {"metadata": {"total_size": plan.size}, "weight_map": dict(sorted(places.items()))}
         (result / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    companions(plan.lead, result, plan.recipe.dtype)
+    companions(plan.lead, result, plan.recipe.dtype, plan.config)
     write_card(plan, result, sources, written)
     out.parent.mkdir(parents=True, exist_ok=True)
     result.rename(out)
@@ -238,10 +262,11 @@ def _write_all(plan: Plan, work: Path, result: Path, told: Told) -> dict[str, st
 
 def _measured(plan: Plan) -> Any:
     """What an operator that looks at the whole model first has found; None for the others."""
-    one = next(iter(plan.mergers.values()), None)  # with such a scope all tensors have the same settings
-    if one is None or one.scope != "model":
+    names = [name for name, merger in plan.mergers.items() if merger.scope == "model"]
+    if not names:
         return None
-    return one.measure(all_blocks(one, [*plan.mergers], plan.models, plan.base))
+    one = plan.mergers[names[0]]  # with such a scope all have the same settings
+    return one.measure(all_blocks(one, names, plan.models, plan.base))
 
 
 def _size(plan: Plan, name: str) -> int:
@@ -260,8 +285,16 @@ def _journal(file: Path) -> dict[str, int]:
 def _merged(plan: Plan, name: str, found: Any) -> Any:
     """The blocks of a tensor of the output."""
     dtype, shape = plan.tensors[name]
+    if name in plan.drawn:
+        values = plan.drawn[name].reshape(-1)
+        return (values[start:stop].to(dtype) for start, stop in spans(shape))
+    if name in plan.taken:  # a copy that is looked at, as merged tensors are
+        one, own = plan.taken[name]
+        return merged_blocks(Linear(), own, [one], None, None, dtype)
     if name in plan.mergers:
-        return merged_blocks(plan.mergers[name], name, plan.models, plan.base, found, dtype)
+        merger = plan.mergers[name]
+        base = plan.base if merger.base == "required" else None
+        return merged_blocks(merger, name, plan.models, base, found, dtype)
     return (same(name, plan.everyone, start, stop) for start, stop in spans(shape))
 
 

@@ -219,8 +219,8 @@ def merge_shared(
         if states_of.keys() != held.keys():
             odd = sorted(states_of.keys() ^ held.keys())
             raise ValueError(f"models must have the same weights; only some have {', '.join(odd[:5])}")
-    plain = set(mean)
-    for names, how in ((mean, Linear()), ([n for n in seen.values() if n not in plain], merger)):
+    plain, linear_one = set(mean), merger if isinstance(merger, Linear) else Linear()
+    for names, how in ((mean, linear_one), ([n for n in seen.values() if n not in plain], merger)):
         if names:
             origin = {n: start[n] for n in names} if how.base == "required" else None
             merged = how([{n: state[n] for n in names} for state in states], origin)

@@ -13,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..checkpoint.sparse import LAYOUTS, sparse_config
 from .router import Routed
 
-KINDS = ("llama", "mistral")
+KINDS = tuple(kind for kind, layout in LAYOUTS.items() if layout.kind == "mixtral")
 
 
 @torch.no_grad()
@@ -34,12 +35,9 @@ def to_mixtral(mixture: nn.Module) -> Any:
     blocks = dense.model.layers
     if not all(isinstance(block.mlp, Routed) for block in blocks):
         raise ValueError("mixture must have a router in every layer: make it with router=True")
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        raise ValueError("Mixtral has no biases, and these models do")
     first = blocks[0].mlp
-    said = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    said |= {"num_local_experts": len(first.experts), "num_experts_per_tok": first.k}
-    said.setdefault("sliding_window", None)
+    said = sparse_config(config.to_dict(), len(first.experts), first.k)
+    said = {key: value for key, value in said.items() if key not in ("model_type", "architectures")}
     with torch.random.fork_rng(devices=[]):  # its weights are replaced
         made = transformers.MixtralForCausalLM(transformers.MixtralConfig(**said)).to(first.router.weight.device)
     for value in made.parameters():
