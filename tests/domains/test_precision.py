@@ -1,4 +1,7 @@
-"""Networks of 64 and 16 bits behind wrappers that cast their inputs, as those of Fabric do; the batch keeps 32."""
+"""Networks of 64 and 16 bits behind wrappers that cast their inputs, as those of Fabric do; the batch keeps 32.
+
+And all methods in Fabric's own mixture of 16 and 32 bits.
+"""
 
 import pytest
 import torch
@@ -6,6 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import omnimix as om
+from omnimix.core.inside import Inside
+from omnimix.core.registry import info
+from omnimix.train import Budget, Data, Part, fit
 
 DRAW = torch.Generator().manual_seed(0)
 X, Y, DOMAIN = torch.rand(12, 3, 6, 6, generator=DRAW), torch.arange(12) % 3, torch.arange(12) // 6
@@ -75,3 +81,58 @@ def test_every_precision_gives_about_the_same(name):
     for found in (narrow, mixed):
         assert torch.allclose(found[0], losses, atol=0.05, rtol=0.05)
         assert F.mse_loss(found[1], outputs) < 0.01
+
+
+ROOM = [n for n in om.methods() if info(n).factory.__module__.startswith("omnimix.domains.generalize")]
+
+
+@pytest.mark.parametrize("name", [*ROOM, "dann-slope", "mode-a-coder", "udim-style"])
+def test_mixed_precision_in_the_loop(name):
+    """Two steps; methods that differentiate gradients do so beside the backward pass that Fabric insists on."""
+    parameters = {
+        "smos": lambda: {"precursor": net()},
+        "dann-slope": lambda: {"penalty": 1.0},
+        "mode-a-coder": lambda: {"encoder": nn.Conv2d(3, 4, 1), "decoder": nn.Conv2d(4, 3, 1)},
+        "udim-style": lambda: {"style": True, "warmup": 0.0},
+        "qt-dog": lambda: {"start": 0.5},
+        "udim": lambda: {"warmup": 0.5},
+    }.get(name, dict)
+    part, losses = Part(X, Y, domain=DOMAIN), []
+    for precision in ("32-true", "bf16-mixed"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            method = om.create(
+                name.removesuffix("-slope").removesuffix("-coder").removesuffix("-style"), **parameters()
+            )
+        budget = Budget(2, len(X), 0.02, "sgd", precision=precision)
+        done = fit(method, net(), Data(part, part, None, om.Classification(3)), budget, seed=0)
+        losses.append([row[key] for row in done.history for key in ("train_loss", "valid_loss")])
+    assert losses[1] == pytest.approx(losses[0], rel=0.01, abs=0.01)
+
+
+def test_losses_of_gradients_are_those_of_plain_training_in_wrappers_without_a_guard():
+    inner = net()
+    guarded = Guard(inner)
+    for model in (inner, Wrapper(inner), guarded):
+        output = Inside(model, inner)(X)
+        assert torch.equal(output, inner(X))
+        assert torch.autograd.grad(output.sum(), inner.head.bias)[0].allclose(torch.full((3,), 12.0))
+    with pytest.raises(RuntimeError, match="guarded"):
+        torch.autograd.grad(guarded(X).sum(), inner.head.bias)
+    scaled = nn.Sequential(inner, nn.Softmax(dim=1))
+    assert torch.equal(Inside(scaled, inner)(X), scaled(X))
+
+
+class Guard(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        output = self.inner(x).float()
+
+        def refuse(gradient):
+            raise RuntimeError("guarded")
+
+        output.register_hook(refuse)
+        return output

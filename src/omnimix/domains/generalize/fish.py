@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.checks import at_least, in_unit, non_negative
+from ...core.inside import Inside
 from ...core.random import permutation
 from ...core.registry import register
 from ...core.sampler import by_group
@@ -124,5 +125,5 @@ class IDGM(ByDomain):
         self.gamma = non_negative("gamma", gamma)
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        risks = self.risks(model, batch)
+        risks = self.risks(Inside(model, self._given().model), batch)
         return risks.mean() - self.gamma * gradient_products(risks, model.parameters())

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.channels import restyle, styles
 from ...core.checks import at_least, in_unit, positive
+from ...core.inside import Inside
 from ...core.method import Method, Setup
 from ...core.operation import require_float
 from ...core.random import integers, uniform
@@ -104,12 +105,12 @@ class Explore(Method):
         if not isinstance(batch.x, Tensor) or batch.x.ndim < 3:
             raise ValueError("MODE mixes the styles of images (B, C, *spatial); tables and trees have none")
         donor = self.donors(batch)
-        mixing = self.mixing(model, batch, donor)
+        mixing, inside = self.mixing(model, batch, donor), Inside(model, self._given().model)
 
         def harm(share: Tensor) -> Tensor:
             x, within = mixing(share)
             with within:
-                return self.plain_loss(model, Batch(x, batch.y))
+                return self.plain_loss(inside, Batch(x, batch.y))
 
         weights = torch.full(donor.shape, 1.0 / donor.shape[1], device=batch.device)
         with evaluating(model):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.channels import channel_stats
 from ...core.checks import in_unit, non_negative, one_of, positive
+from ...core.inside import Inside
 from ...core.method import Setup
 from ...core.operation import require_float
 from ...core.registry import register
@@ -117,11 +118,11 @@ class UDIM(ByDomain):
         self.bias = head.bias is not None
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        share = self.shares(batch)
+        share, inside = self.shares(batch), Inside(model, self._given().model)
         warm = self.steps_done < self.first or not self.lam
         weights = [p for p in self._given().model.parameters() if p.requires_grad]
         given, styled = (batch.x, None) if warm else self._variables(batch.x)
-        replay = Replay(model, lambda: self.plain_loss(model, Batch(given, batch.y)), self.generator)
+        replay = Replay(model, lambda: self.plain_loss(inside, Batch(given, batch.y)), self.generator)
         loss = replay()
         grads = torch.autograd.grad(loss, weights, create_graph=not warm, materialize_grads=True)
         x = None if warm else self._worse(loss, grads, given, styled)
@@ -132,7 +133,7 @@ class UDIM(ByDomain):
         if x is None:
             return sharp
         with norm_policy(model, "separate"), observe(self._given().model, self.split.head_name) as seen:
-            z, output = self.split.features_and_output(torch.cat((batch.x, x)), model)
+            z, output = self.split.features_and_output(torch.cat((batch.x, x)), inside)
         losses = self.task.losses(output, torch.cat((batch.y, batch.y)))
         (delta,) = torch.autograd.grad(losses.sum(), seen[self.split.head_name], create_graph=True)
         if z.ndim != 2:
