@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _text
 from _common import record_all
 
-from omnimix.core import checkpoint as files
 from omnimix.corpora.proxy import Columns, Packed, pack
 from omnimix.models.experts import DEMix, DomainMixture, domain_posterior
 from omnimix.networks.language_model import LanguageModel, token_losses
@@ -57,34 +58,8 @@ def documents(data: Path, work: Path) -> Packed:
     )  # fmt: skip
 
 
-class Reader:
-    """Training batches with the same number of rows of each topic, every sequence once before any comes again; and
-    sequences of held-out parts."""
-
-    def __init__(self, packed: Packed, topics: Sequence[str], rows: int, seed: int) -> None:
-        self.packed, self.topics, self.rows = packed, topics, rows
-        self.random, self.waiting = np.random.default_rng(seed), {name: np.empty(0, int) for name in topics}
-
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, targets, and the topic of every row as its place in `topics`."""
-        index = []
-        for name in self.topics:
-            while len(self.waiting[name]) < self.rows:
-                size = self.packed.sequences("train", CONTEXT)[self.packed.domains.index(name)]
-                self.waiting[name] = np.append(self.waiting[name], self.random.permutation(size))
-            index.append(self.waiting[name][: self.rows])
-            self.waiting[name] = self.waiting[name][self.rows :]
-        domain = np.repeat([self.packed.domains.index(name) for name in self.topics], self.rows)
-        inputs, targets = self.packed.read("train", domain, np.concatenate(index), CONTEXT)
-        return inputs, targets, torch.arange(len(self.topics)).repeat_interleave(self.rows)
-
-
 def held_out(packed: Packed, part: str, topic: str, count: int) -> tuple[Tensor, Tensor]:
-    """The same `count` sequences for every seed and arm, spread over the part."""
-    place = packed.domains.index(topic)
-    size = int(packed.sequences(part, CONTEXT)[place]) - 1  # the last one is short
-    index = np.linspace(0, size - 1, min(count, size)).round().astype(int)
-    return packed.read(part, np.full(len(index), place), index, CONTEXT)
+    return _text.held_out(packed, part, topic, count, CONTEXT)
 
 
 def dense(packed: Packed, seed: int) -> LanguageModel:
@@ -92,35 +67,19 @@ def dense(packed: Packed, seed: int) -> LanguageModel:
     return LanguageModel(packed.vocabulary, **NETWORK)
 
 
-def optimise(model: nn.Module, reader: Reader, steps: int, lr: float, routed: bool | str) -> None:
-    """AdamW with a tenth of warm-up and a cosine. routed: give the model its rows' topics, or this one."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
-    for step in range(steps):
-        inputs, targets, topic = reader.next()
-        rate = min(1.0, (step + 1) / (0.1 * steps)) * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * rate
-        optimizer.zero_grad()
+def trained(
+    work: Path, name: str, model: nn.Module, packed: Packed, topics: Sequence[str], rows: int, seed: int, steps: int,
+    lr: float, routed: bool | str,
+) -> nn.Module:  # fmt: skip
+    """The model after training, computed once. routed: give the model its rows' topics, or this one."""
+
+    def loss(inputs: Tensor, targets: Tensor, topic: Tensor) -> Tensor:
         route = {} if routed is False else {"domain": topic if routed is True else routed}
-        token_losses(model(inputs, **route), targets).mean().backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        return token_losses(model(inputs, **route), targets).mean()
 
-
-def trained(work: Path, name: str, model: nn.Module, *arguments: Any) -> nn.Module:
-    """The model after `optimise`, computed once."""
-    file = work / f"{name}.safetensors"
-    if file.exists():
-        model.load_state_dict(files.load(file)["model"])
-    else:
-        optimise(model, *arguments)
-        files.save(file, {"model": model.state_dict()})
-    return model.eval()
+    reader = _text.Reader(packed, topics, rows, seed, CONTEXT)
+    train = partial(_text.optimise, model, reader, steps, lr, loss)
+    return _text.trained(work / f"{name}.safetensors", model, train)
 
 
 @torch.no_grad()
@@ -166,14 +125,12 @@ def measure(demix: DEMix, packed: Packed, topic: str, own: str | None) -> dict[s
 def one(packed: Packed, seed: int, work: Path) -> dict[str, Any]:
     """All that is measured for a seed."""
     topics, begun = list(TOPICS), time.process_time()
-    plain = trained(
-        work, f"dense-{seed}", dense(packed, seed), Reader(packed, topics, ROWS, seed), STEPS, LR, False
-    )  # fmt: skip
+    plain = trained(work, f"dense-{seed}", dense(packed, seed), packed, topics, ROWS, seed, STEPS, LR, False)
     demix = DEMix(dense(packed, seed), topics)
-    trained(work, f"demix-{seed}", demix, Reader(packed, topics, ROWS, seed), STEPS, LR, True)
+    trained(work, f"demix-{seed}", demix, packed, topics, ROWS, seed, STEPS, LR, True)
     rest = [name for name in topics if name != REMOVED]
     never = DEMix(dense(packed, seed), rest)
-    trained(work, f"never-{seed}", never, Reader(packed, rest, ROWS, seed), STEPS, LR, True)
+    trained(work, f"never-{seed}", never, packed, rest, ROWS, seed, STEPS, LR, True)
     tests = {name: held_out(packed, "test", name, MEASURED) for name in (*TOPICS, *NEW)}
     result: dict[str, Any] = {
         "dense": {name: -likelihoods(plain, *test).mean().item() for name, test in tests.items()},
@@ -194,11 +151,9 @@ def one(packed: Packed, seed: int, work: Path) -> dict[str, Any]:
         grown = copy.deepcopy(demix)
         grown.add(new, like=nearest)
         grown.adapt(new)
-        settings = (DAPT_STEPS, DAPT_LR)
-        trained(work, f"demix-{new}-{seed}", grown, Reader(packed, [new], DAPT_ROWS, seed), *settings, new)
-        tuned = trained(
-            work, f"dense-{new}-{seed}", copy.deepcopy(plain), Reader(packed, [new], DAPT_ROWS, seed), *settings, False
-        )  # fmt: skip
+        settings = (packed, [new], DAPT_ROWS, seed, DAPT_STEPS, DAPT_LR)
+        trained(work, f"demix-{new}-{seed}", grown, *settings, new)
+        tuned = trained(work, f"dense-{new}-{seed}", copy.deepcopy(plain), *settings, False)
         found = {
             "like": nearest,
             "new, own expert": -likelihoods(grown, *tests[new], domain=new).mean().item(),
