@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.batch import Batch
@@ -172,10 +171,12 @@ def _shown(maps: Tensor, image: Tensor, weight: Tensor) -> tuple[tuple[Tensor, T
 
 def _summits(maps: Tensor) -> Tensor:
     """(R, d) where each map (R, 1, *size) is largest, averaged over cubes of side 8."""
-    size = maps.shape[2:]
-    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(size) - 1]
-    smooth = pool(maps, [min(8, side) for side in size], stride=1)
-    return peaks(smooth).float()
+    sums = maps.double()  # so that equal maps stay equal, and their summits the first cell
+    for axis, side in enumerate(maps.shape[2:], start=2):
+        before, width = sums.cumsum(dim=axis), min(8, side)
+        later = before.narrow(axis, width, side - width) - before.narrow(axis, 0, side - width)
+        sums = torch.cat((before.narrow(axis, width - 1, 1), later), dim=axis)
+    return peaks(sums.float()).float()
 
 
 def co_mixup(

@@ -11,11 +11,14 @@ operations for all groups at once, and lower energies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .inference import in_inference_mode
 
 COOLING = (1.0, 0.5, 0.25, 0.12)
 """Temperatures, over beta'."""
@@ -28,7 +31,7 @@ Threshold = Literal["hard", "soft"]
 
 def above(use: Tensor, limit: float, threshold: Threshold) -> Tensor:
     """What counts of `use`, where it is above `limit`: "hard" all of it, "soft" the excess; 0 elsewhere."""
-    return F.threshold(use, limit, 0.0) if threshold == "hard" else (use - limit).clamp(min=0)
+    return torch.threshold(use, limit, 0.0) if threshold == "hard" else (use - limit).clamp(min=0)
 
 
 def joint_objective(
@@ -51,6 +54,7 @@ def joint_objective(
     return energy + gamma / blocks * (above(used, tau * blocks, threshold) * counts).flatten(1).sum(dim=1)
 
 
+@in_inference_mode
 def joint_masks(
     cost: Tensor,
     compat: Tensor,
@@ -78,41 +82,36 @@ def joint_masks(
     outputs, blocks = start.shape[1], start.shape[2]
     smooth = beta / blocks
     links = _neighbours(grid, cost)
-    eye = torch.eye(inputs, device=cost.device)
-    top = min(3, inputs)
-    pairs = torch.combinations(torch.arange(top, device=cost.device), 2).view(-1, 2)
-    half = F.one_hot(pairs, top).sum(dim=1) / 2
-    # Half the edges of a block, times the squared length of a label: 1, or 1/2 for two halves.
-    edges = smooth / 2 * links.sum(dim=0)
-    pure, pure_edges, half_edges = eye.expand(groups, -1, -1), edges.expand(groups, inputs, -1), edges / 2 - SOFT_GAIN
+    edges = smooth / 2 * links.sum(dim=0)  # half of those of a block
     links = -smooth * links
+    sharp = [-1.0 / (max(smooth, 1e-6) * t) for t in COOLING]
     pull = 2 * gamma / blocks * compat
     flat, over = cost.flatten(2), 2 * gamma * tau
     biases = cost.new_zeros(groups, outputs, inputs) if bias is None else bias
-    masks = [eye[start[:, o]].mT for o in range(outputs)]
-    counts = [mask.sum(dim=2) for mask in masks]
+    eye = torch.eye(inputs, device=cost.device)
+    shown = list(eye[start].unbind(1))  # (G, blocks, inputs) of each output
+    counts = [mask.sum(dim=1) for mask in shown]
     total = torch.stack(counts).sum(dim=0)
-    before = masks
+    before = shown
     for sweep in range(sweeps):
+        used = torch.stack(counts)
         if resolve and sweep == sweeps - 1 and sweep > 0:
-            moved = torch.stack([(a != b).flatten(1).any(dim=1) for a, b in zip(before, masks, strict=True)]).any(dim=0)
-            push = gamma / blocks * push_apart(torch.stack(counts, dim=1) > 0)
+            moved = (torch.stack(before) != torch.stack(shown)).flatten(2).any(dim=2).any(dim=0)
+            push = gamma / blocks * push_apart(used.transpose(0, 1) > 0)
             biases = biases + push * moved.view(-1, 1, 1)  # the authors' loop ends before this where nothing changes
-        before = list(masks)
-        for o in range(outputs):
+        before = list(shown)
+        labels, offset = _labels(used, edges, halves=sweep > 0 and soft)
+        parts = labels, labels.flatten(1, 2), labels @ labels.mT, offset, biases.unsqueeze(3).transpose(0, 1)
+        first = labels.shape[2] * torch.arange(groups, device=cost.device).unsqueeze(1)
+        for o, (label, listed, alike, own, further) in enumerate(zip(*parts, strict=True)):
             others = total - counts[o]
             overused = above(torch.bmm(pull, others.unsqueeze(2)), over, threshold)
-            unary = flat + (overused + biases[:, o].unsqueeze(2))
-            labels, offset = pure, pure_edges
-            if sweep and soft and top > 1:
-                most, which = counts[o].topk(top, dim=1)
-                absent = most.index_select(1, pairs[:, 1]) <= 0
-                labels = torch.cat((pure, half @ eye[which]), dim=1)
-                offset = torch.cat((offset, torch.add(half_edges, absent.unsqueeze(2), alpha=1e4)), dim=1)
-            masks[o] = _solve(torch.baddbmm(offset, labels, unary), labels, links, smooth)
-            counts[o] = masks[o].sum(dim=2)
+            linear = torch.baddbmm(own, label, flat + (overused + further))
+            best = _best(linear, alike, links, sharp)
+            shown[o] = listed.index_select(0, (best + first).flatten()).view(groups, blocks, inputs)
+            counts[o] = shown[o].sum(dim=1)
             total = others + counts[o]
-    return torch.stack(masks, dim=1).view(groups, outputs, inputs, *grid)
+    return torch.stack(shown, dim=1).mT.reshape(groups, outputs, inputs, *grid)
 
 
 def _neighbours(grid: list[int], like: Tensor) -> Tensor:
@@ -122,20 +121,37 @@ def _neighbours(grid: list[int], like: Tensor) -> Tensor:
     return (apart == 1).to(like.dtype)
 
 
-def _solve(linear: Tensor, labels: Tensor, links: Tensor, smooth: float) -> Tensor:
-    """(G, inputs, blocks) of low energy.
+def _labels(used: Tensor, edges: Tensor, *, halves: bool) -> tuple[Tensor, Tensor]:
+    """What each output may show in a block, (outputs, G, labels, inputs), and its cost (outputs, G, labels, blocks).
 
-    linear: (G, labels, blocks) costs. labels: (G, labels, inputs) what they show. links: (blocks, blocks) of an edge.
+    used: (outputs, G, inputs) in how many blocks. edges: (blocks,) half of those of a block; they are multiplied by the
+    squared length of a label: 1, or 1/2 for two halves. halves: of the three most used inputs, as far as they are used.
     """
-    alike = torch.bmm(labels, labels.mT)
-    sharp = [-1.0 / (max(smooth, 1e-6) * t) for t in COOLING]
+    inputs = used.shape[2]
+    eye, top = torch.eye(inputs, device=used.device), min(3, inputs)
+    labels, offset = eye.expand(*used.shape[:2], -1, -1), edges.expand(*used.shape, -1)
+    if not halves or top == 1:
+        return labels, offset
+    pairs = torch.combinations(torch.arange(top, device=used.device), 2)
+    most, which = used.topk(top, dim=2)
+    absent = most[:, :, pairs[:, 1]] <= 0
+    half = F.one_hot(pairs, top).sum(dim=1) / 2 @ eye[which]
+    gain = torch.add(edges / 2 - SOFT_GAIN, absent.unsqueeze(3), alpha=1e4)
+    return torch.cat((labels, half), dim=2), torch.cat((offset, gain), dim=2)
+
+
+def _best(linear: Tensor, alike: Tensor, links: Tensor, sharp: Sequence[float]) -> Tensor:
+    """(G, blocks) the labels of a state of low energy.
+
+    linear: (G, labels, blocks) costs. alike: (G, labels, labels) products of labels. links: (blocks, blocks) of an
+    edge. sharp: what energies are multiplied by, minus one over the temperatures.
+    """
     chance = torch.softmax(linear * sharp[0], dim=1)
     for scale in sharp[1:]:
         field = torch.matmul(chance, links)
         chance = torch.softmax(torch.baddbmm(linear, alike, field, beta=scale, alpha=scale), dim=1)
     energy = torch.baddbmm(linear, alike, torch.matmul(chance, links))
-    best = torch.zeros_like(energy).scatter_(1, energy.argmin(dim=1, keepdim=True), 1.0)
-    return torch.bmm(labels.mT, best)
+    return energy.min(dim=1).indices  # several times as fast as argmin
 
 
 def push_apart(used: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .inference import in_inference_mode
+
 ROUNDS = 200
 """So often the flow is checked at most; a few times are common."""
 
@@ -32,8 +34,11 @@ class _Arcs:
     most: Tensor
     flow: Tensor
 
-    def level(self, excess: Tensor, pace: float) -> None:
-        low, high = excess[self.near], excess[self.far]
+    def ends(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the cells on both sides."""
+        return cells[self.near], cells[self.far]
+
+    def level(self, low: Tensor, high: Tensor, pace: float) -> None:
         flow = torch.add(self.flow, low - high, alpha=pace)
         torch.clamp(flow, self.least, self.most, out=flow)
         moved = torch.sub(flow, self.flow, out=self.flow)
@@ -56,6 +61,7 @@ def _arcs(size: Sequence[int], weights: Sequence[Tensor]) -> Iterator[_Arcs]:
                 yield _Arcs(near, far, -most, most, torch.zeros_like(most))
 
 
+@in_inference_mode
 def min_cut(cost: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """(N, *size) True in the largest minimum cut of each of N grids.
 
@@ -70,10 +76,11 @@ def min_cut(cost: Tensor, weights: Sequence[Tensor]) -> Tensor:
     samples = torch.arange(len(cost), device=cost.device)
     slack = 1e-6 * excess.abs().flatten(0, -2).amax(dim=0)
     pace = 1.0 / (1.0 + math.sin(math.pi / (max(size) + 1)))  # half the best over-relaxation of a square grid
-    for _ in range(ROUNDS):
-        for _ in range(2 * max(size)):
-            for arc in arcs:
-                arc.level(excess, pace)
+    for turn in range(ROUNDS):  # most grids are done soon, a few take long
+        ends = [arc.ends(excess) for arc in arcs]
+        for _ in range(max(1, max(size) * min(4, 2**turn) // 2)):
+            for arc, (low, high) in zip(arcs, ends, strict=True):
+                arc.level(low, high, pace)
         drained = _drained(excess < -slack, arcs)
         inside[..., samples] = ~drained
         left = ((excess > slack) & drained).flatten(0, -2).any(dim=0).nonzero()[:, 0]
@@ -86,16 +93,17 @@ def min_cut(cost: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 def _drained(sink: Tensor, arcs: Sequence[_Arcs]) -> Tensor:
     """Cells from which flow can still reach a sink."""
-    free = [(arc.near, arc.far, arc.flow < arc.most, arc.flow > arc.least) for arc in arcs]
+    free = [(*arc.ends(sink), arc.flow < arc.most, arc.flow > arc.least) for arc in arcs]
     while True:
         before = sink.clone()
         for near, far, onward, back in free:
-            sink[near] |= sink[far] & onward
-            sink[far] |= sink[near] & back
+            near |= far & onward
+            far |= near & back
         if torch.equal(before, sink):
             return sink
 
 
+@in_inference_mode
 def convex_labels(unary: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """(N, *size) labels k in 0..L-1 that minimise sum_i unary[k_i] + sum_edges weight (k_i - k_j)^2 / (L - 1)^2.
 

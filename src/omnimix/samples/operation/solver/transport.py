@@ -15,22 +15,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .inference import in_inference_mode
+
 
 @functools.lru_cache(maxsize=32)
 def distances(grid: Sequence[int], device: torch.device | None = None) -> Tensor:
     """(T, T) squared distances between the T cells of a grid, over (longest side - 1)^2."""
-    place = torch.cartesian_prod(*(torch.arange(side) for side in grid)).view(-1, len(grid))
-    squared = (place.unsqueeze(1) - place).square().sum(dim=-1)
-    return (squared / max(1, max(grid) - 1) ** 2).float().to(device)
+    with torch.inference_mode(False):
+        place = torch.cartesian_prod(*(torch.arange(side) for side in grid)).view(-1, len(grid))
+        squared = (place.unsqueeze(1) - place).square().sum(dim=-1)
+        return (squared / max(1, max(grid) - 1) ** 2).float().to(device)
 
 
 @functools.lru_cache(maxsize=32)
 def _nearest(grid: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """(T, T) the places by their distance from each block, of equals the first; int32 which of them each place is."""
-    order = distances(grid, device).sort(dim=1, stable=True).indices
-    return order, order.argsort(dim=1).int()
+    with torch.inference_mode(False):
+        order = distances(grid, device).sort(dim=1, stable=True).indices
+        return order, order.argsort(dim=1).int()
 
 
+@in_inference_mode
 def block_transport(mask: Tensor, saliency: Tensor, eps: float = 0.8, rounds: int | None = None) -> Tensor:
     """(N, *grid) for each place the block, counted row by row, to move there: its own where nobody else gains.
 
