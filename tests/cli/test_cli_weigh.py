@@ -103,6 +103,19 @@ def test_propose_within_epochs(runs, tmp_path):
     assert mixture.provenance["method"] == "mixing-law"
 
 
+def test_the_search_of_weborganizer(runs, tmp_path):
+    words = ["propose", *runs, "--target", "loss/code", "--regressor", "ols", "--sizes", tmp_path / "sizes.csv"]
+    words += ["--candidates", 2000, "--top", 16, "--extrapolate", "--proposer"]
+    near = printed(*words, "kl-search:upsampling=2:iterations=4", "--kl", 0.01)
+    assert near["provenance"]["proposer"] == "kl-search"
+    assert near["weights"]["code"] <= 2 * 100 / 1110 + 1e-12
+    assert near["weights"]["wiki"] <= 2 * 10 / 1110 + 1e-12
+    still = printed(*words, "kl-search:pull=0")
+    assert still["weights"] == pytest.approx({"code": 100 / 1110, "web": 1000 / 1110, "wiki": 10 / 1110})
+    assert "kl-search has no parameter 'eta'" in run(*words, "kl-search:eta=1", code=2).stderr
+    assert "simulate has no parameter 'pull'" in run(*words, "simulate:pull=1", code=2).stderr
+
+
 def test_heuristics(tmp_path, runs):
     sizes = ["--sizes", tmp_path / "sizes.csv"]
     assert printed("propose", "--heuristic", "proportional", *sizes)["weights"]["web"] == pytest.approx(1000 / 1110)

@@ -32,10 +32,19 @@ RegressorOption = Annotated[
     str, typer.Option(help="lightgbm, ols, ridge, mixing-law, bimix or transfer-law, with parameters: ridge:alpha=0.1.")
 ]
 Sizes = Annotated[Path | None, typer.Option(help="CSV: domain and what it holds (tokens), or its share.")]
-Proposer = Annotated[str | None, typer.Option(help="simulate, convex or slsqp; default by regressor.")]
-Candidates = Annotated[int, typer.Option(help="Mixtures that are simulated.", min=1)]
+Proposer = Annotated[
+    str | None,
+    typer.Option(
+        help="simulate, convex, slsqp or kl-search, this one with parameters: kl-search:iterations=15:pull=0.2:"
+        "upsampling=6.5. Default by regressor."
+    ),
+]
+Candidates = Annotated[int, typer.Option(help="Mixtures that are simulated; kl-search: in every round.", min=1)]
 Top = Annotated[int, typer.Option(help="How many of the best simulated mixtures are averaged.", min=1)]
-Kl = Annotated[float, typer.Option(help="convex: strength of staying near the sizes' shares.", min=0.0)]
+Kl = Annotated[
+    float | None,
+    typer.Option(help="Strength of staying near the sizes' shares. Default: convex 0, kl-search 0.002.", min=0.0),
+]
 Budget = Annotated[float | None, typer.Option(help="Tokens of the large run, in the unit of the sizes.")]
 MaxEpochs = Annotated[
     float | None, typer.Option(help="How often a domain may be gone through; needs sizes and budget.")
@@ -107,7 +116,7 @@ def fit(
     proposer: Proposer = None,
     candidates: Candidates = 100_000,
     top: Top = 128,
-    kl: Kl = 0.0,
+    kl: Kl = None,
     budget: Budget = None,
     max_epochs: MaxEpochs = None,
     extrapolate: Extrapolate = False,
@@ -147,7 +156,7 @@ def propose(
     proposer: Proposer = None,
     candidates: Candidates = 100_000,
     top: Top = 128,
-    kl: Kl = 0.0,
+    kl: Kl = None,
     budget: Budget = None,
     max_epochs: MaxEpochs = None,
     extrapolate: Extrapolate = False,
@@ -194,7 +203,7 @@ def report(
     proposer: Proposer = None,
     candidates: Candidates = 100_000,
     top: Top = 128,
-    kl: Kl = 0.0,
+    kl: Kl = None,
     budget: Budget = None,
     max_epochs: MaxEpochs = None,
     extrapolate: Extrapolate = False,
@@ -268,9 +277,10 @@ def _tables(
 
 
 def _how(
-    table: RunTable, sizes: Path | None, proposer: str | None, candidates: int, top: int, kl: float,
+    table: RunTable, sizes: Path | None, proposer: str | None, candidates: int, top: int, kl: float | None,
     budget: float | None, max_epochs: float | None, extrapolate: bool, seed: int,
 ) -> How:  # fmt: skip
+    from ..compare.spec import Spec
     from ..corpora.weigh.run_table import read_sizes
     from ..corpora.weigh.study import How, epoch_caps
 
@@ -282,7 +292,10 @@ def _how(
         if known is None or budget is None:
             raise ValueError("--max-epochs needs --sizes (in tokens) and --budget")
         caps = epoch_caps(table.domains, known, budget, max_epochs)
-    return How(proposer, candidates, top, kl, seed, known, caps, budget, extrapolate)
+    name, parameters = None, {}
+    if proposer is not None:
+        name, parameters = (asked := Spec.parse(proposer)).name, dict(asked.parameters)
+    return How(name, candidates, top, kl, seed, known, caps, budget, extrapolate, parameters)
 
 
 def _studies(

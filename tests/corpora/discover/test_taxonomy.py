@@ -8,9 +8,10 @@ from omnimix.corpora import Mixture
 from omnimix.corpora.annotation import annotated
 from omnimix.corpora.discover.embed import Tfidf
 from omnimix.corpora.discover.linear import TfidfClassifier
-from omnimix.corpora.discover.product import Product, product, water_fill
+from omnimix.corpora.discover.product import Product, product
 from omnimix.corpora.discover.taxonomy import Taxonomy, TaxonomyClassifier, agreement
 from omnimix.corpora.discover.vectors import DatasetVectors, mean_vector, sampled, vectorize
+from omnimix.corpora.weigh.propose import water_fill
 
 from .texts import FORMATS, TOPICS, documents
 

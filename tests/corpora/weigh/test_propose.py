@@ -171,7 +171,7 @@ def test_the_pruned_search_is_exact(data, threads):
 
     model = LightGBM(rounds=300).fit(*data)
     many = np.random.default_rng(1).dirichlet(np.ones(7) * 0.5, 10_000)
-    assert np.array_equal(model.lowest(many, 50, threads), Regressor.lowest(model, many, 50))
+    assert np.array_equal(model.lowest(many, 50, threads=threads), Regressor.lowest(model, many, 50))
 
 
 def test_few_runs_give_a_constant(data):

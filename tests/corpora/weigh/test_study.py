@@ -74,7 +74,7 @@ def test_caps_of_a_proposal():
     assert found.proposal.weights["a"] == pytest.approx(0.2)
     with pytest.raises(ValueError, match="sizes has no number for c"):
         epoch_caps(("a", "c"), {"a": 10}, 100, 2)
-    with pytest.raises(ValueError, match="belongs to the convex proposer"):
+    with pytest.raises(ValueError, match="belongs to the proposers convex and kl-search"):
         study(table(40, 0), "loss/a", "ols", parse("ols", {}), (), How(kl=1.0, candidates=100, top=5))
 
 

@@ -9,7 +9,6 @@ Wettig et al., ICML 2025, arXiv 2502.10341. Cost: none beside the two annotation
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +63,7 @@ def product(
     facts = {"method": "product", "parts": [first.to_dict(), second.to_dict()]}
     if sizes is None:
         return Mixture(weights, unit=first.unit, provenance=facts)
+    from ..weigh.propose import water_fill
     from ..weigh.study import epoch_caps
 
     if budget is None or not budget > 0:
@@ -74,25 +74,3 @@ def product(
         dict(zip(weights, filled.tolist(), strict=True)), unit=first.unit,
         caps=dict(zip(weights, caps.tolist(), strict=True)), provenance={**facts, "budget": budget},
     )  # fmt: skip
-
-
-def water_fill(weights: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """(k,) weights c * w below their caps and the caps elsewhere, with the c at which they sum to 1.
-
-    A weight of 0 stays 0. ValueError where the caps of the others sum to less than 1.
-    """
-    w, most = np.asarray(weights, dtype=np.float64), np.asarray(caps, dtype=np.float64)
-    room = math.fsum(most[w > 0])
-    if room < 1 - 1e-12:
-        raise ValueError(
-            f"the domains with a weight may take {room:.4g} of the run at most, which is below 1: lower the budget to "
-            f"{room:.4g} of it, or raise max_epochs"
-        )
-    full = np.zeros(len(w), dtype=bool)
-    while True:
-        rest = w[~full].sum()
-        found = np.where(full, most, w * ((1 - most[full].sum()) / rest if rest > 0 else 0.0))
-        over = ~full & (found > most)
-        if not over.any():
-            return found
-        full |= over

@@ -7,6 +7,7 @@ from .design import MixtureDesign
 from .dmo import AtBudget, TransferLaw, optimal, optimal_range, perturbations
 from .domain2vec import Alignment, align, domain2vec, domain2vec_regmix
 from .domain_upsampling import branch_point, branches, domain_upsampling, grouped
+from .kl_search import kl_search
 from .linear import OLS, Ridge
 from .mixing_laws import MixingLaw, nested
 from .power_law import PowerLaws
@@ -48,6 +49,7 @@ __all__ = [
     "entropy_mixture",
     "flops",
     "grouped",
+    "kl_search",
     "learning_curve",
     "nested",
     "optimal",

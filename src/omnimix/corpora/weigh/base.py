@@ -46,9 +46,13 @@ class Regressor(ABC):
         """(k,) the derivative of the prediction at (k,) weights; ValueError where there is none."""
         raise ValueError(f"{type(self).__name__} has no gradient: propose by simulation")
 
-    def lowest(self, weights: Array, k: int) -> Array:
-        """(k,) the rows of (m, k) weights with the lowest predictions, lowest first; ties by row."""
-        return lowest(self.predict(weights), k)
+    def lowest(self, weights: Array, k: int, penalty: Array | None = None) -> Array:
+        """(k,) the rows of (m, d) weights with the lowest predictions, lowest first; ties by row.
+
+        penalty: (m,) what is added to the predictions.
+        """
+        values = self.predict(weights)
+        return lowest(values if penalty is None else values + penalty, k)
 
 
 class Mean(Regressor):

@@ -80,6 +80,30 @@ def fill(costs: Array, caps: Array) -> Array:
     return w
 
 
+def water_fill(weights: Array, caps: Array) -> Array:
+    """(..., k) weights c * w below their caps and the caps elsewhere, with the c at which they sum to 1.
+
+    A weight of 0 stays 0. ValueError where the caps of the others sum to less than 1.
+    """
+    w, most = np.asarray(weights, dtype=np.float64), np.asarray(caps, dtype=np.float64)
+    room = float(np.where(w > 0, most, 0.0).sum(-1).min())
+    if room < 1 - 1e-12:
+        raise ValueError(
+            f"the domains with a weight may take {room:.4g} of the run at most, which is below 1: lower the budget to "
+            f"{room:.4g} of it, or raise max_epochs"
+        )
+    full = np.zeros(w.shape, dtype=bool)
+    while True:
+        rest = np.where(full, 0.0, w).sum(-1, keepdims=True)
+        left = 1 - np.where(full, most, 0.0).sum(-1, keepdims=True)
+        scale = np.divide(left, rest, out=np.zeros_like(rest), where=rest > 0)
+        found = np.where(full, most, w * scale)
+        over = ~full & (found > most)
+        if not over.any():
+            return found
+        full |= over
+
+
 def gap(slope: Array, w: Array, caps: Array) -> float:
     """How far the lowest value can be below that of w, for a convex objective with this slope at w."""
     return float(slope @ (w - fill(slope, caps)))

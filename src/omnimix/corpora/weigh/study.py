@@ -18,6 +18,7 @@ from .base import Array, Mean, Regressor
 from .bimix import BiMix
 from .design import MixtureDesign
 from .dmo import AtBudget, TransferLaw
+from .kl_search import kl_search
 from .linear import OLS, Ridge
 from .mixing_laws import MixingLaw
 from .propose import convex, simulate, slsqp
@@ -30,7 +31,7 @@ REGRESSORS: dict[str, type[Regressor]] = {
     "lightgbm": LightGBM, "ols": OLS, "ridge": Ridge, "mixing-law": MixingLaw, "bimix": BiMix,
     "transfer-law": TransferLaw,
 }  # fmt: skip
-PROPOSERS = ("simulate", "convex", "slsqp")
+PROPOSERS = ("simulate", "convex", "slsqp", "kl-search")
 AVERAGE = "average"
 """The target that is the mean of all loss columns."""
 
@@ -60,22 +61,25 @@ class Test:
 
 @dataclass(frozen=True)
 class How:
-    """How a mixture is proposed; None where the regressor decides.
+    """How a mixture is proposed; None where the regressor decides, or the proposer.
 
-    sizes: what the domains hold, for the proportional baseline, the simulation and caps; None: the mean of the fitted
-    runs stands for their shares. caps: (k,) largest weights. extrapolate: whether a domain may get more weight than
-    in any fitted run; a regressor knows nothing of such mixtures, and a linear one has its optimum there.
+    candidates, top: of "simulate", and of each round of "kl-search". kl: of "convex" (0 by default) and "kl-search"
+    (0.002). sizes: what the domains hold, for the proportional baseline, the simulation and caps; None: the mean of the
+    fitted runs stands for their shares. caps: (k,) largest weights. extrapolate: whether a domain may get more weight
+    than in any fitted run; a regressor knows nothing of such mixtures, and a linear one has its optimum there.
+    parameters: more of `kl_search`: iterations, pull, upsampling, strength.
     """
 
     proposer: str | None = None
     candidates: int = 100_000
     top: int = 128
-    kl: float = 0.0
+    kl: float | None = None
     seed: int = 42
     sizes: Mapping[str, float] | None = None
     caps: Array | None = None
     budget: float | None = None
     extrapolate: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,16 +199,25 @@ def propose(model: Regressor, sizes: Mapping[str, float], how: How) -> Array:
     """(k,) proposed weights over the domains of `sizes`, in their order."""
     proposer = one_of("proposer", how.proposer or model.proposer, PROPOSERS)
     k, generator = len(sizes), torch.Generator().manual_seed(how.seed)
-    if how.kl and proposer != "convex":
-        raise ValueError(f"--kl belongs to the convex proposer, not to {proposer}")
+    if how.kl and proposer not in ("convex", "kl-search"):
+        raise ValueError(f"--kl belongs to the proposers convex and kl-search, not to {proposer}")
+    for name in how.parameters:
+        allowed = ("iterations", "pull", "upsampling", "strength") if proposer == "kl-search" else ()
+        if name not in allowed:
+            raise ValueError(f"{proposer} has no parameter {name!r}; it takes {', '.join(allowed) or 'none'}")
+    shares = np.array(list(sizes.values()), dtype=np.float64)
+    if proposer == "kl-search":
+        given = {**how.parameters, **({} if how.kl is None else {"kl": how.kl})}
+        return kl_search(
+            model, shares, how.caps, candidates=how.candidates, top=how.top, generator=generator, **given
+        )  # fmt: skip
     if proposer == "simulate":
         design = MixtureDesign(sizes, temperature=1.0, strength=(1.0, 1.0), strengths=1, cap=None)
         if how.caps is not None:
             design.caps = np.minimum(design.caps, how.caps)
         return simulate(model, design.candidates(how.candidates, generator), how.top)
     if proposer == "convex":
-        prior = np.array(list(sizes.values())) if how.kl else None
-        return convex(model, k, how.caps, prior=prior, kl=how.kl)
+        return convex(model, k, how.caps, prior=shares if how.kl else None, kl=how.kl or 0.0)
     return slsqp(model, k, how.caps, generator=generator)
 
 
