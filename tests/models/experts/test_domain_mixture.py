@@ -202,3 +202,53 @@ def test_a_probability_of_zero_is_forgotten_with_its_window():
     e = math.e
     torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.0, e / (1 + e), 1 / (1 + e)]))
     torch.testing.assert_close(domain_posterior(likelihood, prior)[0, 0].exp(), torch.tensor([0.5, 0.5, 0, 0, 0]))
+
+
+def test_the_authors_code_begins_with_equal_weights():
+    prior = torch.tensor([0.8, 0.2], dtype=torch.float64).log()
+    for history, begins in (("last_token", -3.415586), ("full", -3.335410)):
+        plain = (domain_posterior(LIKELIHOOD, prior, history) + LIKELIHOOD).logsumexp(0).sum().item()
+        assert plain == pytest.approx(begins, abs=1e-6)
+        weights = domain_posterior(LIKELIHOOD, prior, history, reference=True)
+        mixed = (weights + LIKELIHOOD).logsumexp(0).sum().item()
+        # at t = 0 .5 (.5 + .1) in place of .8 * .5 + .2 * .1
+        assert mixed == pytest.approx(begins + math.log(0.3 / 0.42), abs=1e-6)
+    out = domain_posterior(LIKELIHOOD, torch.tensor([0.0, -math.inf]).double(), "last_token", reference=True)
+    assert out[0].exp().tolist() == [[1.0, 1.0, 1.0]]
+    mixture, tokens, targets = mixture_of(prior={"law": 0.2, "news": 0.3, "code": 0.5}, reference=True)
+    every = torch.stack([mixture.experts(tokens, domain=name).softmax(-1) for name in mixture.domains]).detach()
+    at = every.gather(-1, targets[None, ..., None].expand(3, -1, -1, 1)).squeeze(-1)[:, :, 0]
+    torch.testing.assert_close(mixture.score(tokens, targets)[:, 0], at.mean(0).log())
+    torch.testing.assert_close(mixture(tokens)[:, 0].exp().detach(), every[:, :, 0].mean(0))
+
+
+def test_no_history_is_the_plain_average():
+    mixture, tokens, targets = mixture_of(history="none")
+    every = torch.stack([mixture.experts(tokens, domain=name).softmax(-1) for name in mixture.domains]).detach()
+    torch.testing.assert_close(mixture(tokens).exp().detach(), every.mean(0))
+    mixture.set_prior({"law": 0.2, "news": 0.3, "code": 0.5})
+    mean = (every * torch.tensor([0.2, 0.3, 0.5])[:, None, None, None]).sum(0)
+    found = mean.gather(-1, targets[..., None]).squeeze(-1).log()
+    torch.testing.assert_close(mixture.score(tokens, targets), found)
+
+
+def test_its_state_is_tensors(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    mixture, tokens, targets = mixture_of(updating=True)
+    mixture.score(tokens, targets)
+    state = {name: value.clone() for name, value in mixture.state_dict().items()}  # tied weights share memory
+    save_file(state, tmp_path / "state.safetensors")
+    again = mixture_of(updating=True)[0]
+    again.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    assert again.prior == mixture.prior
+    mixture.score(tokens[:2], targets[:2])
+    again.score(tokens[:2], targets[:2])
+    assert again.prior == mixture.prior
+    mixture.experts.add("health", like="news")  # it was not there when the prior was set
+    grown = mixture_of()[0]
+    grown.experts.add("health", like="law")
+    grown.load_state_dict(mixture.state_dict())
+    assert grown.prior == mixture.prior
+    with pytest.raises(ValueError, match="a prior over 4 experts, there are 3"):
+        again.set_extra_state(mixture.get_extra_state())

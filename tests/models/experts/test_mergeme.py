@@ -234,6 +234,41 @@ def test_several_architectures():
     assert torch.equal(copy.deepcopy(made)(TOKENS), made(TOKENS))  # its last pass does not hinder copies
 
 
+@pytest.mark.parametrize("make", [small, llama])
+def test_padding_on_the_left_is_no_part_of_the_prompt(make):
+    models = [make(), moved(make(), 3)]
+    lengths = torch.tensor([7, 4, 1])
+    expected, size = log_likelihoods(models, TOKENS, lengths)
+    padded = torch.zeros(3, 9, dtype=torch.long)
+    valid = torch.arange(9) >= 9 - lengths[:, None]
+    for row, length in enumerate(lengths.tolist()):
+        padded[row, 9 - length :] = TOKENS[row, :length]
+    found, same = log_likelihoods(models, padded, valid=valid.long())
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(same, size)
+    torch.testing.assert_close(gate(models, padded, valid=valid), gate(models, TOKENS, lengths))
+    right = torch.arange(7) < lengths[:, None]
+    torch.testing.assert_close(log_likelihoods(models, TOKENS, valid=right)[0], expected)
+
+
+def test_padding_does_not_count_for_the_balance():
+    base = small()
+    made = mixture(base, [moved(base, 1), moved(base, 2)], Linear(), router=True, k=1)
+    with torch.no_grad():
+        for part in made.modules():
+            if isinstance(part, Routed):
+                part.router.weight.normal_(generator=seeded(2))
+    padded = torch.cat((TOKENS, torch.zeros(3, 5, dtype=torch.long)), 1)
+    valid = torch.arange(12).expand(3, 12) < 7
+    made(TOKENS)
+    expected = balance(made)
+    made(padded)  # what comes later is not seen by what comes before
+    torch.testing.assert_close(balance(made, valid), expected)
+    assert abs((balance(made) - expected).item()) > 1e-3
+    with pytest.raises(ValueError, match="valid must say of 36 tokens"):
+        balance(made, valid[:2])
+
+
 @torch.no_grad()
 def test_a_body_in_half_precision_keeps_its_positions():
     one = llama()
@@ -285,6 +320,8 @@ def test_what_does_not_fit_is_refused():
         (lambda: mixture(base, [base])(TOKENS, weights=torch.ones(3, 2)), r"weights must be \(B, 1\), got \(3, 2\)"),
         (lambda: mixture(base, [base])(TOKENS, weights=torch.full((3, 1), 0.5)), "sum to 1 in every row"),
         (lambda: gate([base], TOKENS, k=2), "k must lie between 1 and the number of experts, 1, got 2"),
+        (lambda: gate([base], TOKENS, torch.ones(3), valid=TOKENS > 0), "not both"),
+        (lambda: gate([base], TOKENS, valid=TOKENS[0] > 0), "shape of tokens"),
         (lambda: gate([base], TOKENS, rule="best"), "rule must be one of"),
         (lambda: HeterogeneousMixture({"a": nn.Linear(3, 3)}, base.embed, base.head), "widths must name 'a'"),
     ):

@@ -57,6 +57,22 @@ def test_unbiased_is_the_weighted_mean():
         assert found == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights))
 
 
+def test_the_average_of_a_model_in_half_precision_is_float32():
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    kept = AveragedModel(model, multi_avg_fn=ema(0.999, warmup="unbiased")).float()
+    own = AveragedModel(model, multi_avg_fn=ema(0.999))
+    values = [1.0, *[1.5] * 50]
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        kept.update_parameters(model)
+    weights = [0.999 ** (50 - k) for k in range(51)]
+    mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    assert float(kept.module.weight.detach()) == pytest.approx(mean, abs=1e-5)
+    own.update_parameters(model)
+    with pytest.raises(ValueError, match=r"kept in float32, got bfloat16: .*\.float\(\)"):
+        own.update_parameters(model)
+
+
 def test_limits_of_the_decay():
     values = [3.0, -1.0, 4.0, 1.0]
     mean = [sum(values[: n + 1]) / (n + 1) for n in range(4)]

@@ -137,6 +137,36 @@ def test_the_reference_code_with_the_same_weights():
     torch.testing.assert_close(gradient_norms(network.blocks), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_and_norms_in_float32(dtype):
+    class Small(nn.Module):
+        def forward(self, h):
+            assert h.dtype == dtype
+            return torch.full_like(h, 2**-10)
+
+    block = NormBlock("pre", Small(), Small(), lambda: nn.LayerNorm(4, dtype=dtype), 1)
+    stream = torch.ones(1, 1, 4)
+    for _ in range(8):
+        stream = block(stream)
+    assert torch.equal(stream, torch.full_like(stream, 1 + 2**-6))
+    assert block(stream.to(dtype)).dtype == dtype
+    post = NormBlock("post", Small(), Small(), lambda: nn.LayerNorm(4, dtype=dtype), 1)
+    wide = 3 * torch.arange(4.0) + 300  # the sum has more digits than half precision
+    found = post(wide.view(1, 1, 4))
+    plain = nn.functional.layer_norm(nn.functional.layer_norm(wide + 2**-10, (4,)) + 2**-10, (4,))
+    torch.testing.assert_close(found[0, 0], plain)
+
+
+@torch.no_grad()
+def test_the_stream_of_a_model_in_bfloat16_is_float32():
+    network = MixLanguageModel(30, placements(4, 0.5), width=16, heads=2).bfloat16()
+    seen = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    assert network(tokens()).dtype == torch.bfloat16
+    assert seen == [torch.float32] * 4
+
+
 def test_initial_weights():
     network = MixLanguageModel(3000, ["post", "deep"], width=64, heads=4)
     assert float(network.embed.weight.std()) == pytest.approx(math.sqrt(0.4), rel=0.02)

@@ -62,6 +62,7 @@ class BTX(nn.Module):
         """The routers, first layer first."""
         return [slot.router for slot in self.model.modules() if isinstance(slot, Routed)]
 
-    def balance_loss(self) -> Tensor:
-        """alpha times the balance of the last call. ValueError before any call."""
-        return self.alpha * balance(self.model)
+    def balance_loss(self, valid: Tensor | None = None) -> Tensor:
+        """alpha times the balance of the last call. valid (B, T): True where a token is no padding; default all.
+        ValueError before any call."""
+        return self.alpha * balance(self.model, valid)

@@ -3,11 +3,12 @@
     p(x_t | x_<t) = sum_j w_j(t) p(x_t | x_<t, j),     w(t) = softmax_j(log pi_j + sum_{s in H(t)} log p(x_s | x_<s, j))
 
 pi: the prior over domains. H(t): all s < t ("full", Bayes' rule), only t - 1 ("last_token", as in the authors' code),
-or the last k. The prior is uniform; or updating: the moving average, from batch to batch, of the weights that sequences
-end with; or cached: that average over a sample of the text, frozen (`estimate`). Source: Gururangan et al., "DEMix
-Layers", NAACL 2022, arXiv:2108.05036; over whole models, Li et al., "Branch-Train-Merge", 2022, arXiv:2208.03306. Cost:
-one forward pass for each expert whose prior is not 0. The authors' code begins with equal weights at t = 0 even where a
-prior is given; here w(0) = pi.
+the last k, or nothing ("none": w = pi, with a uniform prior the plain average of probabilities). The prior is uniform;
+or updating: the moving average, from batch to batch, of the weights that sequences end with; or cached: that average
+over a sample of the text, frozen (`estimate`). Source: Gururangan et al., "DEMix Layers", NAACL 2022, arXiv:2108.05036;
+over whole models, Li et al., "Branch-Train-Merge", 2022, arXiv:2208.03306. Cost: one forward pass for each expert whose
+prior is not 0. The authors' code begins with equal weights at t = 0 even where a prior is given; here w(0) = pi unless
+reference=True.
 """
 
 from __future__ import annotations
@@ -25,42 +26,53 @@ from ...networks.language_model import IGNORED
 from .base import logits_of
 from .demix import DEMix
 
-History: TypeAlias = Literal["full", "last_token"] | int
+History: TypeAlias = Literal["full", "last_token", "none"] | int
 FLOOR = 1e-6
 """Least prior that averaging leaves an expert: one of prior 0 could never come back."""
 
 
-def domain_posterior(log_likelihood: Tensor, log_prior: Tensor, history: History = "full") -> Tensor:
+def domain_posterior(
+    log_likelihood: Tensor, log_prior: Tensor, history: History = "full", *, reference: bool = False
+) -> Tensor:
     """log w(t), shape (n, B, T) as the log-likelihoods log p(x_t | x_<t, j); those at t follow from tokens before t.
 
-    log_prior (n,): -inf rules an expert out. history: "full", "last_token", or how many tokens back. Positions that
-    tell nothing have 0 for all experts.
+    log_prior (n,): -inf rules an expert out. history: "full", "last_token", "none", or how many tokens back. reference:
+    equal weights at t = 0, whatever the prior, of the experts that it does not rule out. Positions that tell nothing
+    have 0 for all experts.
     """
     k = window(history)
     before = nn.functional.pad(log_likelihood.double(), (1, 0))[..., :-1]
-    if k is None or k >= before.shape[-1]:
+    if k == 0:
+        so_far = torch.zeros_like(before)
+    elif k is None or k >= before.shape[-1]:
         so_far = before.cumsum(-1)
     else:  # no difference of sums: a probability of 0 leaves the window again
         so_far = nn.functional.pad(before, (k - 1, 0)).unfold(-1, k, 1).sum(-1)
-    weights = (log_prior.double()[:, None, None] + so_far).log_softmax(0)
+    prior = log_prior.double()[:, None, None]
+    weights = (prior + so_far).log_softmax(0)
+    if reference:
+        equal = prior.where(prior == -math.inf, 0).log_softmax(0)
+        weights = torch.cat((equal.expand_as(weights[..., :1]), weights[..., 1:]), -1)
     return weights.to(log_likelihood.dtype)
 
 
 def window(history: History) -> int | None:
     """How many tokens back, None for all; ValueError for another history."""
-    if history == "full":
-        return None
-    if isinstance(history, str) and history != "last_token":
-        raise ValueError(f"history must be 'full', 'last_token' or a number of tokens, got {history!r}")
-    return 1 if history == "last_token" else at_least("history", history, 1)
+    named = {"full": None, "last_token": 1, "none": 0}
+    if isinstance(history, str):
+        if history not in named:
+            raise ValueError(f"history must be 'full', 'last_token', 'none' or a number of tokens, got {history!r}")
+        return named[history]
+    return at_least("history", history, 1)
 
 
 class DomainMixture(nn.Module):
     """A language model that mixes the experts of a `DEMix`, or whole models by name (branch-train-merge).
 
-    prior: name -> weight, default uniform. history: see `domain_posterior`. updating: `score` moves the prior by
-    `decay` toward what each batch ended with (the first batch sets it). top: keep the k experts of the highest prior,
-    which makes inference cheaper. The prior is part of the state dict. ValueError for names and values that do not fit.
+    prior: name -> weight, default uniform. history, reference: see `domain_posterior`. updating: `score` moves the
+    prior by `decay` toward what each batch ended with (the first batch sets it). top: keep the k experts of the highest
+    prior, which makes inference cheaper. The prior is part of the state dict. ValueError for names and values that do
+    not fit.
     """
 
     def __init__(
@@ -72,11 +84,12 @@ class DomainMixture(nn.Module):
         updating: bool = False,
         decay: float = 0.3,
         top: int | None = None,
+        reference: bool = False,
     ) -> None:
         super().__init__()
         self.experts = experts if isinstance(experts, DEMix) else nn.ModuleDict(dict(experts))
         window(history)
-        self.history, self.updating = history, updating
+        self.history, self.updating, self.reference = history, updating, reference
         self.decay, self.top = in_unit("decay", decay), None if top is None else at_least("top", top, 1)
         self._prior: dict[str, float] = {}
         self._batches = 0
@@ -125,7 +138,7 @@ class DomainMixture(nn.Module):
         known = every[:, :, :-1].gather(-1, tokens[None, :, 1:, None].expand(len(every), -1, -1, 1)).squeeze(-1)
         if (mask := kwargs.get("attention_mask")) is not None:
             known = known.where((mask[:, 1:] * mask[:, :-1]).bool(), 0)  # none is predicted from padding
-        weights = domain_posterior(nn.functional.pad(known, (0, 1)), log(chosen, known), self.history)
+        weights = self._posterior(nn.functional.pad(known, (0, 1)), chosen)
         return (weights[..., None] + every).logsumexp(0)
 
     @torch.no_grad()
@@ -140,7 +153,7 @@ class DomainMixture(nn.Module):
         with evaluating(self):
             found = [self._log_softmax(name, tokens, kwargs).gather(-1, at).squeeze(-1) for name in chosen]
         likelihood = torch.stack(found).where(targets != IGNORED, 0)
-        weights = domain_posterior(likelihood, log(chosen, likelihood), self.history)
+        weights = self._posterior(likelihood, chosen)
         if self.updating:
             self._update(chosen, weights, targets)
         return (weights + likelihood).logsumexp(0).where(targets != IGNORED, 0)
@@ -160,6 +173,9 @@ class DomainMixture(nn.Module):
         if not self._batches:
             raise ValueError("batches held no tokens to predict; give (tokens, targets) of the text in question")
         return self.prior
+
+    def _posterior(self, likelihood: Tensor, chosen: Mapping[str, float]) -> Tensor:
+        return domain_posterior(likelihood, log(chosen, likelihood), self.history, reference=self.reference)
 
     def _update(self, chosen: dict[str, float], weights: Tensor, targets: Tensor) -> None:
         real = targets != IGNORED
@@ -183,11 +199,17 @@ class DomainMixture(nn.Module):
             out = self.experts[name](tokens, **kwargs)
         return logits_of(out).float().log_softmax(-1)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"prior": self._prior, "batches": self._batches}
+    def get_extra_state(self) -> Tensor:
+        """How many batches the prior has seen, and the prior in the order of `domains`; NaN where it was not set."""
+        prior = [self._prior.get(name, math.nan) for name in self.domains]
+        return torch.tensor([self._batches, *prior], dtype=torch.float64)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._prior, self._batches = dict(state["prior"]), int(state["batches"])
+    def set_extra_state(self, state: Tensor) -> None:
+        batches, *prior = state.tolist()
+        if len(prior) != len(self.domains):
+            raise ValueError(f"the state has a prior over {len(prior)} experts, there are {len(self.domains)}")
+        held = zip(self.domains, prior, strict=True)
+        self._prior, self._batches = {name: value for name, value in held if not math.isnan(value)}, int(batches)
 
 
 def log(prior: Mapping[str, float], like: Tensor) -> Tensor:

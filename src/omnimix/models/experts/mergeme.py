@@ -255,13 +255,26 @@ def _width(model: nn.Module, network: FeedForward) -> int:
 
 @torch.no_grad()
 def log_likelihoods(
-    models: Mapping[str, nn.Module] | Sequence[nn.Module], tokens: Tensor, lengths: Tensor | None = None
+    models: Mapping[str, nn.Module] | Sequence[nn.Module],
+    tokens: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(B, L) log-likelihoods of prompts under dense models, in nats, and (B,) how many tokens they are of.
 
-    tokens: (B, T), padded at the right; lengths (B,): of the prompts, default T. The first token is not predicted, so
-    it does not count. Give the prompt alone: with its continuation the weights would know the answer.
+    tokens: (B, T), padded at the right; lengths (B,): of the prompts, default T. valid (B, T), in place of lengths:
+    True where a token is no padding, on either side, such as an attention mask. The first token is not predicted, so it
+    does not count. Give the prompt alone: with its continuation the weights would know the answer.
     """
+    if valid is not None:
+        if lengths is not None:
+            raise ValueError("give lengths or valid, not both")
+        if valid.shape != tokens.shape:
+            raise ValueError(f"valid must have the shape of tokens, {tuple(tokens.shape)}, got {tuple(valid.shape)}")
+        # padding goes to the end, where no token sees it and positions count from the first token
+        tokens = tokens.gather(1, (~valid.bool()).long().argsort(dim=1, stable=True))
+        lengths = valid.bool().sum(1)
     targets = tokens[:, 1:]
     if lengths is not None:
         places = torch.arange(1, tokens.shape[1], device=tokens.device)
@@ -304,12 +317,14 @@ def gate(
     prompt: Tensor,
     lengths: Tensor | None = None,
     *,
+    valid: Tensor | None = None,
     rule: Rule = "perplexity",
     k: int | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Weights (B, L) of the experts for prompts (B, T), without any training; see `log_likelihoods`, `gate_weights`."""
-    return gate_weights(*log_likelihoods(models, prompt, lengths), rule=rule, k=k, temperature=temperature)
+    found = log_likelihoods(models, prompt, lengths, valid=valid)
+    return gate_weights(*found, rule=rule, k=k, temperature=temperature)
 
 
 class Body(nn.Module):

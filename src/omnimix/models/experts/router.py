@@ -28,9 +28,15 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids[..., :k], ordered[..., :k].softmax(-1)
 
 
-def load_balance(scores: Tensor, chosen: Tensor) -> Tensor:
-    """L sum_i u_i p_i of scores (..., L) and the experts that were chosen, (..., k)."""
+def load_balance(scores: Tensor, chosen: Tensor, valid: Tensor | None = None) -> Tensor:
+    """L sum_i u_i p_i of scores (..., L) and the experts that were chosen, (..., k). valid (...): True where a token is
+    no padding, which does not count; default all. ValueError for another number of tokens."""
     experts = scores.shape[-1]
+    if valid is not None:
+        if valid.numel() * experts != scores.numel():
+            raise ValueError(f"valid must say of {scores.numel() // experts} tokens, got shape {tuple(valid.shape)}")
+        kept = valid.bool().flatten()
+        scores, chosen = scores.reshape(-1, experts)[kept], chosen.reshape(-1, chosen.shape[-1])[kept]
     if not chosen.numel():  # an empty batch
         return scores.sum()
     share = torch.bincount(chosen.flatten(), minlength=experts).to(scores.dtype) / chosen.numel()
@@ -49,10 +55,11 @@ def linear(width: int, out: int, generator: torch.Generator | None = None) -> nn
 class Routed(Slot):
     """The first part of a feed-forward network whose experts are chosen here, token by token.
 
-    width: of the tokens. k: experts of a token. `balance` is that of the last pass, with its gradient.
+    width: of the tokens. k: experts of a token.
     """
 
-    balance: Tensor | None = None
+    choice: tuple[Tensor, Tensor] | None = None
+    """Scores, with their gradient, and choices of the last pass; see `load_balance`."""
 
     def __init__(
         self,
@@ -74,11 +81,11 @@ class Routed(Slot):
         scores = self.router(x).float()
         chosen, weight = top_k(scores, self.k)
         self.route.routing = Routing.of(chosen, len(self.experts), weight)
-        self.balance = load_balance(scores, chosen)
+        self.choice = scores, chosen
         return super().forward(x, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "balance": None}  # of a pass, whose graph cannot be copied
+        return {**self.__dict__, "choice": None}  # of a pass, whose graph cannot be copied
 
 
 def routed(
@@ -100,9 +107,12 @@ def routed(
     return {network.parts[0]: first, **rest}
 
 
-def balance(model: nn.Module) -> Tensor:
-    """The mean over a model's routers of the balance of the last pass. ValueError for a model without or not called."""
-    found = [part.balance for part in model.modules() if isinstance(part, Routed) and part.balance is not None]
+def balance(model: nn.Module, valid: Tensor | None = None) -> Tensor:
+    """The mean over a model's routers of the balance of the last pass. ValueError for a model without or not called.
+
+    valid (B, T): True where a token is no padding, such as its attention mask; default all.
+    """
+    found = [part.choice for part in model.modules() if isinstance(part, Routed) and part.choice is not None]
     if not found:
         raise ValueError("the model has no routers, or was not called yet")
-    return torch.stack(found).mean()
+    return torch.stack([load_balance(*one, valid) for one in found]).mean()

@@ -37,7 +37,9 @@ def ema(decay: float = 0.999, *, warmup: Warmup = "ratio") -> Average:
     """The `multi_avg_fn` of `torch.optim.swa_utils.AveragedModel` for an average with warm-up.
 
     decay: d in [0, 1]; with 1, "unbiased" is the plain mean (SWA). Buffers of integers, which `use_buffers=True` brings
-    along, take the newest value. ValueError for another decay or warm-up.
+    along, take the newest value. The average of a model in half precision has to be kept in float32, as
+    `AveragedModel(model, multi_avg_fn=ema()).float()`. ValueError for an average in half precision, whose rounding
+    would swallow the steps, and for another decay or warm-up.
     """
     in_unit("decay", decay)
     one_of("warmup", warmup, ("ratio", "unbiased"))
@@ -45,8 +47,14 @@ def ema(decay: float = 0.999, *, warmup: Warmup = "ratio") -> Average:
     @torch.no_grad()
     def update(averages: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
         share = 1 - decay_at(int(n), decay, warmup)
-        if averages[0].is_floating_point() or averages[0].is_complex():  # AveragedModel gives one type at a time
-            torch._foreach_lerp_(list(averages), list(current), share)
+        kind = averages[0].dtype  # AveragedModel gives one at a time
+        if kind in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the average must be kept in float32, got {str(kind).removeprefix('torch.')}: steps would be lost in "
+                "its rounding. Use AveragedModel(model, multi_avg_fn=ema()).float()"
+            )
+        if kind.is_floating_point or kind.is_complex:
+            torch._foreach_lerp_(list(averages), [value.to(kind) for value in current], share)
         else:
             torch._foreach_copy_(list(averages), list(current))
 

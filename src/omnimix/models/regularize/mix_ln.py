@@ -17,11 +17,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...core.checks import at_least, in_unit, one_of
-from ...networks.language_model import Attention, LanguageModel
+from ...networks.language_model import Attention, LanguageModel, rotation
 
 Placement: TypeAlias = Literal["pre", "post", "sandwich", "deep"]
 NORMS = {"pre": 2, "post": 2, "sandwich": 4, "deep": 2}
@@ -46,7 +48,9 @@ class NormBlock(nn.Module):
     another placement do not load.
 
     attention: called with the stream and what else `forward` is given; feed: with the stream. Both return a tensor in
-    its shape. norm: makes a norm. layers: of the whole network, for "deep".
+    its shape. norm: makes a norm. layers: of the whole network, for "deep". Where norms have weights in half precision,
+    sublayers compute in it; sums and norms are made in float32, and the stream goes out in the type it came in: give
+    it in float32 to keep it so from layer to layer.
     """
 
     def __init__(
@@ -60,14 +64,33 @@ class NormBlock(nn.Module):
 
     def forward(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         first, second, *outer = cast(nn.ModuleList, self.norms[self.placement])
+        given = h.dtype
+        inner = next((p.dtype for p in first.parameters()), given)  # of the sublayers
+        h = h.to(full(given))
         if self.placement in ("pre", "sandwich"):
             after_attention, after_feed = outer or (nn.Identity(), nn.Identity())
-            h = h + after_attention(self.attention(first(h), *args, **kwargs))
-            out: Tensor = h + after_feed(self.feed(second(h)))
-            return out
-        h = first(self.scale * h + self.attention(h, *args, **kwargs))
-        out = second(self.scale * h + self.feed(h))
+            h = h + normed(after_attention, self.attention(normed(first, h).to(inner), *args, **kwargs))
+            h = h + normed(after_feed, self.feed(normed(second, h).to(inner)))
+            return h.to(given)
+        h = normed(first, self.scale * h + self.attention(h.to(inner), *args, **kwargs))
+        h = normed(second, self.scale * h + self.feed(h.to(inner)))
+        return h.to(given)
+
+
+def full(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, others as they are."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def normed(norm: nn.Module, h: Tensor) -> Tensor:
+    """The norm of h, in float32 where either is in half precision."""
+    weights = dict(norm.named_parameters())
+    if all(weight.dtype == full(weight.dtype) for weight in weights.values()) and h.dtype == full(h.dtype):
+        out: Tensor = norm(h)
         return out
+    wide = {name: weight.to(full(weight.dtype)) for name, weight in weights.items()}
+    out = functional_call(norm, wide, (h.to(full(h.dtype)),))
+    return out
 
 
 class SwiGLU(nn.Module):
@@ -108,6 +131,15 @@ class MixLanguageModel(LanguageModel):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and not name.startswith("blocks."):
                 nn.init.normal_(parameter, std=math.sqrt(2 / 5) if name == "embed.weight" else 0.02)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, T, width): what `head` maps to logits. The stream between the layers is in float32 at least."""
+        h = self.embed(tokens)
+        inner, cosine, sine = h.dtype, *rotation(tokens.shape[1], self.head_size, h)
+        h = h.to(full(inner))
+        for block in self.blocks:
+            h = block(h, cosine, sine)
+        return normed(self.norm, h).to(inner)
 
 
 def _norm(width: int) -> nn.RMSNorm:
