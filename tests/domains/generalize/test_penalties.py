@@ -109,3 +109,19 @@ def test_elsewhere_than_on_the_cpu_unknown_domains_are_refused_a_little_later(mo
     method.loss(model, strange)
     with pytest.raises(ValueError, match="the batch holds domain 3"):
         method.after_epoch()
+
+
+@pytest.mark.parametrize("name", ["vrex", "irm", "idgm", "coral", "mmd", "fish", "drm", "udim", "group-dro"])
+def test_domains_that_a_batch_lacks_do_not_count(name):
+    """The loss is that of a training set without them."""
+    parameters = {"vrex": {"anneal": 0}, "irm": {"anneal": 0}, "udim": {"warmup": 0.0}, "group-dro": {"eta": 1e-9}}
+    losses, (linear, batch, task) = [], _world()
+    model = nn.Sequential(linear)
+    for domains in (DOMAIN, torch.tensor([2, 4, 2, 4, 2, 4])):
+        method = om.create(name, **parameters.get(name, {}))
+        method.setup(model, task, om.Table(domain=domains), generator=torch.Generator().manual_seed(0))
+        losses.append(method.loss(model, om.Batch(batch.x[:5], batch.y[:5], DOMAIN[:5])))
+    scale = 1.5 if name == "group-dro" else 1.0  # whose absent domains keep their weight
+    assert torch.allclose(losses[0] * scale, losses[1], rtol=1e-4)
+    gradients = [torch.autograd.grad(loss, linear.weight)[0] for loss in losses]
+    assert torch.allclose(gradients[0] * scale, gradients[1], rtol=1e-3, atol=1e-5)

@@ -66,13 +66,14 @@ class ByDomain(Method):
         self._check()
 
     def shares(self, batch: Batch) -> Tensor:
-        """(P, B) for each of the P domains in the batch: 1 / count for its samples, 0 elsewhere.
+        """(D, B) for each of `domains`: 1 / count for its samples, 0 elsewhere; all 0 for a domain the batch lacks.
 
-        `shares @ values` are means by domain.
+        `shares @ values` are means by domain; `over_held` takes means over those that are there. A device's counts stay
+        there, so that nobody waits for them.
         """
-        member = torch.nn.functional.one_hot(self.group(batch), len(self.domains)).T.float()
-        counts = member.sum(dim=1, keepdim=True)
-        return (member / counts)[counts.flatten() > 0]
+        group = self.group(batch)
+        member = (group == torch.arange(len(self.domains), device=group.device).unsqueeze(1)).float()
+        return member / member.sum(dim=1, keepdim=True).clamp(min=1)
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         self._given()
@@ -83,7 +84,17 @@ class ByDomain(Method):
         """The scalar loss of a training step."""
         raise NotImplementedError
 
-    def risks(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(P,) the mean loss of each domain in the batch."""
-        losses = self.task.losses(model(batch.x), batch.y)
-        return self.shares(batch).to(losses.dtype) @ losses
+    def risks(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(the mean loss of each domain (D,), 0 for those that the batch lacks; which it has (D,))."""
+        losses, share = self.task.losses(model(batch.x), batch.y), self.shares(batch)
+        return share.to(losses.dtype) @ losses, held(share)
+
+
+def held(share: Tensor) -> Tensor:
+    """(D,) whether the batch has samples of each domain; share: (D, B) as in `ByDomain.shares`."""
+    return (share > 0).any(dim=1)
+
+
+def over_held(values: Tensor, there: Tensor) -> Tensor:
+    """The mean of the values (D,) where `there` (D,) is True; 0 where nothing is."""
+    return torch.where(there, values, 0.0).sum() / there.sum().clamp(min=1)

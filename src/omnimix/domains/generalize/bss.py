@@ -106,7 +106,8 @@ def view_contrast(z: Tensor, temperature: float = 0.5, negatives: Negatives = "s
     same = other.diagonal(dim1=0, dim2=1).T.unsqueeze(1)
     rest = same if negatives == "same view" else torch.logaddexp(same, other)
     loss = torch.logaddexp(positive, rest) - positive
-    return loss[~torch.eye(views, dtype=torch.bool, device=z.device)].mean()
+    itself = torch.eye(views, dtype=torch.bool, device=z.device).unsqueeze(2)
+    return loss.masked_fill(itself, 0.0).sum() / (views * (views - 1) * count)
 
 
 @register(

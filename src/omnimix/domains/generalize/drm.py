@@ -30,7 +30,7 @@ from ...core.registry import register
 from ...core.search import Choice
 from ...core.side import Beside, mlp
 from ...core.sided import Sided
-from .base import ByDomain
+from .base import ByDomain, held, over_held
 from .prototypes import Prototypes
 
 By = Literal["entropy", "discriminator", "l1", "l2", "cosine"]
@@ -104,7 +104,8 @@ class DRM(Sided, ByDomain):
         z, shared = self.split.features_and_output(batch.x, model)
         own = self.each(z)[torch.arange(len(batch), device=z.device), group]
         losses = (self.task.losses(own, batch.y) + self.task.losses(shared, batch.y)) / 2
-        loss, flat = (self.shares(batch).to(losses.dtype) @ losses).mean(), z.detach().flatten(1).float()
+        share, flat = self.shares(batch), z.detach().flatten(1).float()
+        loss = over_held(share.to(losses.dtype) @ losses, held(share))
         if self.prototypes is not None:
             self.prototypes.add(flat, group)
         elif self.discriminator is not None:

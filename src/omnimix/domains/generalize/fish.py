@@ -27,7 +27,7 @@ from ...core.registry import register
 from ...core.sampler import by_group
 from ...core.search import Choice, Log
 from ...core.tree import tree_map
-from .base import ByDomain
+from .base import ByDomain, over_held
 
 
 @torch.no_grad()
@@ -38,14 +38,17 @@ def interpolate_state(model: nn.Module, start: dict[str, Tensor], eps: float) ->
             now.copy_(torch.lerp(start[name], now, eps))
 
 
-def gradient_products(risks: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """The mean inner product of the gradients of two of the risks (D,), differentiable; 0 for one risk."""
+def gradient_products(risks: Tensor, parameters: Iterable[Tensor], count: Tensor | None = None) -> Tensor:
+    """The mean inner product of the gradients of two of the risks (D,), differentiable; 0 for one risk.
+
+    count: how many of them are risks of samples, where the others are constants; None: all.
+    """
     wanted = [p for p in parameters if p.requires_grad]
     rows = [torch.autograd.grad(risk, wanted, create_graph=True, materialize_grads=True) for risk in risks]
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    count = len(flat)
     both = flat.sum(dim=0).square().sum() - flat.square().sum()
-    return both / max(1, count * (count - 1))
+    count = torch.tensor(len(flat), device=flat.device) if count is None else count
+    return both / (count * (count - 1)).clamp(min=1)
 
 
 @register(
@@ -86,12 +89,13 @@ class Fish(ByDomain):
         self._given()
         batch, group = batch.alone, self.group(batch.alone)
         start = {name: value.clone() for name, value in model.state_dict().items()}
-        present = torch.unique(group)
+        place = group.cpu()  # the one wait of a step: the sizes of the domains' batches are known on the host
+        present = torch.unique(place)
         if self.shuffle:
-            present = present[permutation(len(present), self.generator).to(present.device)]
+            present = present[permutation(len(present), self.generator)]
         losses = []
         for domain in present[: self.visited]:
-            rows = torch.nonzero(group == domain).flatten()
+            rows = torch.nonzero(place == domain).flatten().to(group.device)
             part = Batch(tree_map(partial(torch.index_select, dim=0, index=rows), batch.x), batch.y[rows])
             optimizer.zero_grad(set_to_none=True)
             loss = self.plain_loss(model, part)
@@ -105,7 +109,7 @@ class Fish(ByDomain):
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean risk, for loops that do not call `step`: plain training on the domains."""
-        return self.risks(model, batch).mean()
+        return over_held(*self.risks(model, batch))
 
 
 @register(
@@ -125,5 +129,6 @@ class IDGM(ByDomain):
         self.gamma = non_negative("gamma", gamma)
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        risks = self.risks(Inside(model, self._given().model), batch)
-        return risks.mean() - self.gamma * gradient_products(risks, model.parameters())
+        risks, there = self.risks(Inside(model, self._given().model), batch)
+        products = gradient_products(risks, model.parameters(), there.sum())
+        return over_held(risks, there) - self.gamma * products

@@ -47,12 +47,9 @@ class GroupDRO(ByDomain):
         self.weights = torch.full((len(self.domains),), 1.0 / len(self.domains))
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        risks, here = self.risks(model, batch), torch.unique(self.group(batch))
-        weights = self.weights.to(risks.device)
-        seen = torch.zeros_like(weights)
-        seen[here] = risks.detach().float()
-        self.weights = reweigh(weights, seen, self.eta)
-        return (self.weights[here].to(risks.dtype) * risks).sum()
+        risks, _ = self.risks(model, batch)
+        self.weights = reweigh(self.weights.to(risks.device), risks.detach().float(), self.eta)
+        return (self.weights.to(risks.dtype) * risks).sum()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "weights": self.weights}

@@ -16,14 +16,14 @@ from ...core.batch import Batch
 from ...core.registry import register
 from ...core.search import Choice, Log
 from ...core.task import Task
-from .base import ByDomain
+from .base import ByDomain, held, over_held
 from .penalty import Penalty
 
 
 def irm_penalty(output: Tensor, y: Tensor, share: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """(losses (B,), penalty of each domain (P,)); share: (P, B), see `ByDomain.shares`.
+    """(losses (B,), penalty of each domain (D,)); share: (D, B), see `ByDomain.shares`.
 
-    Samples of a domain go to its two halves in turn; a domain of one sample has no penalty.
+    Samples of a domain go to its two halves in turn; a domain of one sample or none has no penalty.
     """
     scale = torch.ones(len(output), device=output.device, dtype=output.dtype, requires_grad=True)
     with torch.enable_grad():
@@ -54,5 +54,6 @@ class IRM(ByDomain):
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         share = self.shares(batch)
         losses, penalties = irm_penalty(model(batch.x), batch.y, share, self.task)
-        risk = (share.to(losses.dtype) @ losses).mean()
-        return self.penalty(risk, penalties.mean(), self.steps_done)
+        there = held(share)
+        risk = over_held(share.to(losses.dtype) @ losses, there)
+        return self.penalty(risk, over_held(penalties, there), self.steps_done)

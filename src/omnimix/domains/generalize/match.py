@@ -22,14 +22,14 @@ from ...core.method import Setup
 from ...core.registry import register
 from ...core.search import Log
 from ...core.split import Split
-from .base import ByDomain
+from .base import ByDomain, held, over_held
 
 WIDTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Gaussian kernels exp(-width |z - z'|^2) that MMD sums."""
 
 
 def coral_distance(z: Tensor, share: Tensor) -> Tensor:
-    """(P, P) CORAL distances of the domains; z (B, F), share (P, B) as in `ByDomain.shares`.
+    """(D, D) CORAL distances of the domains; z (B, F), share (D, B) as in `ByDomain.shares`.
 
     A domain of one sample has no covariance; it counts as zero.
     """
@@ -43,7 +43,7 @@ def coral_distance(z: Tensor, share: Tensor) -> Tensor:
 
 
 def mmd_distance(z: Tensor, share: Tensor) -> Tensor:
-    """(P, P) squared maximum mean discrepancies of the domains; arguments as in `coral_distance`."""
+    """(D, D) squared maximum mean discrepancies of the domains; arguments as in `coral_distance`."""
     wide = z if z.dtype == torch.float64 else z.float()  # narrow kernels magnify the rounding of differences
     square = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist").square().to(z.dtype)
     kernel = torch.stack([torch.exp(-width * square) for width in WIDTHS]).sum(dim=0)
@@ -61,7 +61,7 @@ class Match(ByDomain):
     @staticmethod
     @abstractmethod
     def distance(z: Tensor, share: Tensor) -> Tensor:
-        """(P, P) distances of the domains."""
+        """(D, D) distances of the domains; of no meaning where one has no samples."""
 
     def on_setup(self, given: Setup) -> None:
         super().on_setup(given)
@@ -71,9 +71,10 @@ class Match(ByDomain):
         z, output = self.split.features_and_output(batch.x, model)
         losses, share = self.task.losses(output, batch.y), self.shares(batch)
         z = z.flatten(1) if z.dtype == torch.float64 else z.flatten(1).float()
-        pairs = torch.triu(self.distance(z, share.to(z.dtype)), diagonal=1).sum()
-        count = share.shape[0] * (share.shape[0] - 1) / 2
-        return (share.to(losses.dtype) @ losses).mean() + self.gamma * pairs / max(1.0, count)
+        there = held(share)
+        pairs = torch.triu(there.unsqueeze(1) & there, diagonal=1)
+        distance = over_held(self.distance(z, share.to(z.dtype)).flatten(), pairs.flatten())
+        return over_held(share.to(losses.dtype) @ losses, there) + self.gamma * distance
 
 
 @register(

@@ -184,7 +184,7 @@ class MODEA(Explore, ByDomain):
     def donors(self, batch: Batch) -> Tensor:
         """The row itself, then one of each domain, drawn from those in the batch; any row for a domain without one."""
         group, count = self.group(batch), len(batch)
-        held = torch.bincount(group, minlength=len(self.domains))
+        held = (group == torch.arange(len(self.domains), device=group.device).unsqueeze(1)).sum(dim=1)
         first = torch.where(held > 0, held.cumsum(0) - held, 0)
         draws = uniform(count, len(held), generator=self.generator).to(batch.device)
         place = (draws * torch.where(held > 0, held, count)).long().clamp_(max=count - 1)

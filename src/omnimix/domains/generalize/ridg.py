@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...core.checks import in_unit, non_negative, one_of
+from ...core.distinct import distinct
 from ...core.method import Method, Setup
 from ...core.registry import register
 from ...core.search import Log
@@ -94,14 +95,16 @@ class RIDG(Method):
     def penalty(self, z: Tensor, output: Tensor, label: Tensor) -> Tensor:
         """The penalty of features z (B, J) and logits (B, K); moves the means of the classes (B,) first."""
         z, weight = self._contributions(z, output)
-        classes, place, count = torch.unique(label, return_inverse=True, return_counts=True)
-        share = (torch.nn.functional.one_hot(place) / count).T.to(z.dtype)
-        with torch.no_grad():
-            bank = self._moved(classes, weight * (share @ z).unsqueeze(1))
+        classes, place, count = distinct(label, len(self.seen))
+        slot = torch.arange(len(classes), device=z.device)
+        share = (place == slot.unsqueeze(1)).to(z.dtype) / count.clamp(min=1).unsqueeze(1)
+        with torch.no_grad():  # places left over move the first class as its own place does
+            centre = share[torch.where(count > 0, slot, 0)] @ z
+            bank = self._moved(classes, weight * centre.unsqueeze(1))
         distance = rationale_distances(z, weight, share, bank)
         if self.per == "sample":
             return torch.dot(count.to(distance.dtype), distance) / len(z)
-        return distance.sum() / (weight.numel() if self.per == "entry" else len(weight))
+        return torch.where(count > 0, distance, 0.0).sum() / (weight.numel() if self.per == "entry" else len(weight))
 
     def _contributions(self, z: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """(values (B, J), weights (K, J)) whose products are to be alike within a class."""

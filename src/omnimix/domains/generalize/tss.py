@@ -42,7 +42,8 @@ def surplus_to_deficit(style: Tensor, label: Tensor, domain: Tensor, classes: in
     (B,): ids from 0. A class's samples over the number of domains, rounded down, is what a cell should hold.
     """
     cell = label * domains + domain
-    counts = torch.bincount(cell, minlength=classes * domains).view(classes, domains)
+    counts = (cell == torch.arange(classes * domains, device=cell.device).unsqueeze(1)).sum(dim=1)
+    counts = counts.view(classes, domains)
     excess = counts - counts.sum(dim=1, keepdim=True) // domains
     distance = torch.cdist(style, style).masked_fill(cell.unsqueeze(1) != cell, torch.inf)
     closest = distance.fill_diagonal_(torch.inf).min(dim=1).values

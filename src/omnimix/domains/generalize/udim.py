@@ -46,10 +46,10 @@ def inconsistency(
     bias: bool = True,
     centre: Centre = "source",
 ) -> Tensor:
-    """(P,) I_d of each domain; differentiable.
+    """(D,) I_d of each domain, 0 for one without samples; differentiable.
 
     delta (B, C): the derivatives of each sample's loss by the head's output, z (B, F): the head's inputs, so that the
-    gradients by its weight are their outer products; moved_*: the same of the moved twins. share (P, B): 1 / count for
+    gradients by its weight are their outer products; moved_*: the same of the moved twins. share (D, B): 1 / count for
     the samples of a domain, else 0. centre: around which mean V~ is taken, m or the twins' "own".
     """
     one, two = (F.pad(t, (0, 1), value=1.0) if bias else t for t in (z, moved_z))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.batch import Batch
 from ...core.registry import register
 from ...core.search import Choice, Log
-from .base import ByDomain
+from .base import ByDomain, over_held
 from .penalty import Penalty
 
 
@@ -33,5 +33,6 @@ class VREx(ByDomain):
         self.penalty = Penalty(weight, anneal)
 
     def domain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        risks = self.risks(model, batch)
-        return self.penalty(risks.mean(), risks.var(correction=0), self.steps_done)
+        risks, there = self.risks(model, batch)
+        mean = over_held(risks, there)
+        return self.penalty(mean, over_held((risks - mean).square(), there), self.steps_done)
