@@ -282,14 +282,22 @@ def test_tables_hold_what_methods_ask_for():
     assert set(table(Part([torch.rand(5, 2)], torch.arange(5)), ("feature",))) == {"label"}
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_the_quick_step_is_pytorchs_own(kind):
+@pytest.mark.parametrize(
+    ("kind", "own", "kept"),
+    [
+        (torch.optim.Adam, {}, ("step", "exp_avg", "exp_avg_sq")),
+        (torch.optim.AdamW, {}, ("step", "exp_avg", "exp_avg_sq")),
+        (torch.optim.SGD, {"momentum": 0.9}, ("momentum_buffer",)),
+        (torch.optim.SGD, {}, ()),
+    ],
+)
+def test_the_quick_step_is_pytorchs_own(kind, own, kept):
     results, backward = [], quick_backward()
     for quick in (False, True):
         draw = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         model, calls = nn.Linear(7, 3), []
-        optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.03, fused=True)
+        optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.03, fused=True, **own)
         if quick:
             quicken(optimizer)
         for step in range(9):
@@ -305,7 +313,7 @@ def test_the_quick_step_is_pytorchs_own(kind):
                 model.bias.grad = None
             optimizer.step()
         state = optimizer.state_dict()["state"]
-        results.append([*model.parameters(), *(state[i][k] for i in (0, 1) for k in ("step", "exp_avg", "exp_avg_sq"))])
+        results.append([*model.parameters(), *(state[i][k] for i in (0, 1) for k in kept)])
         assert len(calls) == 3
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -38,7 +38,7 @@ from .budget import Budget
 from .evaluate import outputs, predictions
 from .metrics import METRICS, OVER_DOMAINS, headline, higher_is_better, scores
 from .parts import Data, Part, table
-from .quick import quick_backward, quicken
+from .quick import quick_backward, quicken, without_compiler
 
 FETCH = 2**20
 """Bytes of inputs up to which several batches are fetched at once."""
@@ -237,10 +237,10 @@ def _optimizer(budget: Budget, weights: Iterable[nn.Parameter], device: torch.de
     if fused:
         common["fused"] = True  # half the time of the default there; elsewhere that is foreach
     if budget.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, momentum=budget.momentum, **common)
-    else:
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[budget.optimizer]
-        optimizer = kind(parameters, **common)
+        common["momentum"] = budget.momentum
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[budget.optimizer]
+    with without_compiler():
+        optimizer: torch.optim.Optimizer = kind(parameters, **common)
     return quicken(optimizer) if fused else optimizer
 
 

@@ -1,19 +1,26 @@
-"""Quick steps on the CPU for small networks: backward pass and fused Adam without the Python around them.
+"""Quick steps on the CPU for small networks: backward pass and fused optimisers without the Python around them.
 
 Profiler and compiler hooks, the search for CUDA, argument checks, collecting lists and one addition per step counter
-take twice as long as the arithmetic of a network of 20,000 weights. Here they are done once; gradients, states and
-weights stay the same bit for bit.
+take twice as long as the arithmetic of a network of 20,000 weights, and the import of PyTorch's compiler, which its
+optimisers ask for, as long as thousands of steps. Here they are done once or not at all; gradients, states and weights
+stay the same bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-KERNELS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
+KERNELS = {Adam: "_fused_adam_", AdamW: "_fused_adamw_", SGD: "_fused_sgd_"}
+MARK = "__dynamo_disable"
+"""Where PyTorch keeps the marked form of a function."""
 
 
 def quick_backward() -> Callable[..., Any]:
@@ -35,12 +42,32 @@ def quick_backward() -> Callable[..., Any]:
         return Tensor.backward
 
 
-class _Group:
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """In here optimisers can be made without the import of PyTorch's compiler, which takes seconds.
+
+    It would only mark `add_param_group` as nothing to compile; what is marked stays as it is.
+    """
+    function = getattr(Optimizer.add_param_group, "__wrapped__", None)
+    if function is None or "torch._dynamo" in sys.modules or hasattr(function, MARK):
+        yield
+        return
+    setattr(function, MARK, function)
+    try:
+        yield
+    finally:
+        delattr(function, MARK)
+
+
+class _AdamGroup:
     """One parameter group, its tensors listed; the step counters become views of one tensor."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> None:
+    def __init__(self, optimizer: Optimizer, settings: dict[str, Any]) -> None:
         self.settings, self.params = settings, list(settings["params"])
         states = [optimizer.state[p] for p in self.params]
+        for p, state in zip(self.params, states, strict=True):
+            if not state:
+                state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         self.count = torch.stack([state["step"] for state in states])
         self.counts = list(self.count.unbind())
         for state, count in zip(states, self.counts, strict=True):
@@ -48,7 +75,7 @@ class _Group:
         self.first = [state["exp_avg"] for state in states]
         self.second = [state["exp_avg_sq"] for state in states]
 
-    def step(self, kernel: Any, grads: list[Tensor]) -> None:
+    def step(self, kernel: Any, grads: Sequence[Tensor]) -> None:
         self.count.add_(1)
         now, (beta1, beta2) = self.settings, self.settings["betas"]
         rates = {
@@ -61,30 +88,48 @@ class _Group:
         kernel(self.params, grads, self.first, self.second, [], self.counts, **rates, amsgrad=False, maximize=False)
 
 
-def quicken(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The same optimiser with a quick `step` and `zero_grad` if it is an Adam or AdamW with fused=True on the CPU.
+class _SGDGroup:
+    """One parameter group; the first step makes the momentum."""
 
-    PyTorch's own step is taken where hooks are registered, a closure is given, a parameter has no gradient, or the
-    state is new or was loaded.
+    def __init__(self, optimizer: Optimizer, settings: dict[str, Any]) -> None:
+        self.settings, self.params = settings, list(settings["params"])
+        states = [optimizer.state[p] for p in self.params]
+        self.new = settings["momentum"] != 0 and not any(state.get("momentum_buffer") is not None for state in states)
+        for p, state in zip(self.params, states, strict=True):
+            if self.new:
+                state["momentum_buffer"] = torch.empty_like(p)
+        self.momentum = [] if settings["momentum"] == 0 else [state["momentum_buffer"] for state in states]
+
+    def step(self, kernel: Any, grads: Sequence[Tensor]) -> None:
+        names = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")
+        now = {name: self.settings[name] for name in names}
+        kernel(self.params, grads, self.momentum, **now, is_first_step=self.new)
+        self.new = False
+
+
+def quicken(optimizer: Optimizer) -> Optimizer:
+    """The same optimiser with quick methods if it is an SGD, Adam or AdamW with fused=True on the CPU.
+
+    PyTorch's own step is taken where hooks are registered, a closure is given or a parameter has no gradient.
     """
     kernel = getattr(torch, KERNELS.get(type(optimizer), ""), None)
     if kernel is None:
         return optimizer
-    whole, groups = optimizer.step, list[_Group]()
+    kind = _SGDGroup if isinstance(optimizer, SGD) else _AdamGroup
+    whole, groups = optimizer.step, list[Any]()
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     optimizer.register_load_state_dict_post_hook(lambda _: groups.clear())
 
     def step(closure: Any = None) -> Any:
         grads = [[p.grad for p in settings["params"]] for settings in optimizer.param_groups]
-        missing = any(grad is None for some in grads for grad in some)
-        if len(groups) == len(grads) and closure is None and not missing and not any(hooks):
-            with torch.no_grad():
-                for group, some in zip(groups, grads, strict=True):
-                    group.step(kernel, some)
-            return None
-        result = whole(closure)
-        groups[:] = [] if missing else [_Group(optimizer, settings) for settings in optimizer.param_groups]
-        return result
+        if closure is not None or any(hooks) or any(grad is None for some in grads for grad in some):
+            groups.clear()
+            return whole(closure)
+        with torch.no_grad():
+            if len(groups) != len(grads):
+                groups[:] = [kind(optimizer, settings) for settings in optimizer.param_groups]
+            for group, some in zip(groups, grads, strict=True):
+                group.step(kernel, some)
 
     def zero_grad(set_to_none: bool = True) -> None:
         for settings in optimizer.param_groups:
@@ -92,4 +137,7 @@ def quicken(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
                 p.grad = None
 
     optimizer.step, optimizer.zero_grad = step, zero_grad  # type: ignore[method-assign]
+    for name in ("state_dict", "load_state_dict"):
+        function = getattr(type(optimizer), name)
+        setattr(optimizer, name, partial(getattr(function, "__wrapped__", function), optimizer))
     return optimizer

@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -111,17 +112,22 @@ def wrap(text: str, width: int) -> str:
 
 
 def fit_texts(figure: Figure) -> None:
-    """Wrap titles and labels of axes that would be cut off at the edges of the figure, or run into their neighbours."""
+    """Lay the figure out, with titles and labels of axes wrapped that would be cut off at its edges, or run into their
+    neighbours.
+    """
     given = {text: text.get_text().replace(r"\$", "$").split("\n") for text, _ in _texts(figure)}
-    for _ in range(2):  # what is wrapped moves the axes
-        figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    for last in (False, False, True):  # what is wrapped moves the axes
+        layout.execute(figure)
         long = [(text, part) for text, axes in _texts(figure) if (part := _fitting(text, axes, figure)) < 1]
-        if not long:
-            return
+        if last or not long:
+            break
         for text, part in long:
             longest = max(map(len, text.get_text().split("\n")))
             width = max(8, int(0.95 * longest * part))  # letters differ in width
             text.set_text(plain("\n".join(wrap(line, width) for line in given[text])))
+    figure.set_layout_engine("none")  # it would be found anew at every drawing, half of the time of a report
 
 
 def _fitting(text: Text, axes: Axes | None, figure: Figure) -> float:
@@ -163,12 +169,14 @@ def plain(text: str) -> str:
 
 def svg(name: str, draw: Draw, height: float = 3.6, width: float = 5.0) -> str:
     """A figure as an SVG element to put into a page; ids start with `name` so that several can share the page."""
-    with rc_context(STYLE | {"svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height))
+    with rc_context(STYLE | {"svg.hashsalt": name, "figure.facecolor": "none", "axes.facecolor": "none"}):
+        figure = Figure(figsize=(width, height), dpi=72)  # of SVG
         draw(figure)
         fit_texts(figure)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        # `savefig` would draw everything once more before.
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(text, metadata={"Date": None, "Creator": None})
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
@@ -183,11 +191,11 @@ def svg(name: str, draw: Draw, height: float = 3.6, width: float = 5.0) -> str:
 def png(path: Path, draw: Draw, width: float, height: float, dpi: int = 120) -> None:
     """Write a figure to `path`, replacing what is there at once."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height), dpi=dpi)
         draw(figure)
         fit_texts(figure)
         content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=dpi)
+        figure.savefig(content, format="png")
     replace(path, content.getvalue())
 
 
