@@ -17,12 +17,13 @@ from ...core.method import Mix
 from ...core.operation import Context, Operation, Saliency, blend, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.preset import mix_once
-from ...core.ratio import Constant
+from ...core.ratio import Constant, complete
 from ...core.recipe import Mixed, Recipe
 from ...core.registry import register
 from ...core.search import Uniform
 from ...core.tree import Tree
 from ..saliency import MeanActivation, as_saliency
+from .solver.blocks import enlarged
 
 
 def top_cells(maps: Tensor, count: Tensor) -> Tensor:
@@ -47,11 +48,8 @@ class AttentiveCells(Operation):
         partner, lam = recipe.partner[:, 1].to(x.device), recipe.lam.to(x.device)
         maps = self.saliency(x, context)[partner]
         count = ((1.0 - lam.double()) * maps[0].numel()).round().clamp(min=1)
-        mask = top_cells(maps, count * (lam < 1))
-        for axis, side in enumerate(size, 2):
-            mask = mask.index_select(axis, torch.arange(side, device=x.device) * mask.shape[axis] // side)
-        kept = mask.flatten(1).mean(dim=1)
-        return blend(x, partner, mask.to(x.dtype)), recipe.with_share(torch.stack((kept, 1.0 - kept), dim=1), mask)
+        mask, kept = enlarged(top_cells(maps, count * (lam < 1)), size)
+        return blend(x, partner, mask.to(x.dtype)), recipe.with_share(complete(kept.expand(-1, 2)), mask)
 
 
 def attentivemix(

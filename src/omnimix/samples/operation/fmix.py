@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,10 +145,11 @@ def _softness(max_soft: float) -> float:
 def _nth_largest(flat: Tensor, n: Tensor) -> Tensor:
     """(G, 1) the n-th largest value of each row; infinity for n = 0."""
     cells = flat.shape[1]
-    if flat.device.type == "cpu":  # selection takes one n at a time, and is yet eight times as fast as sorting
-        none = flat.new_tensor(torch.inf)
-        found = [row.kthvalue(cells + 1 - k).values if k else none for row, k in zip(flat, n.tolist(), strict=True)]
-        return torch.stack(found).unsqueeze(1)
+    if flat.device.type == "cpu":  # NumPy's selection takes one n at a time, and a third of the time of PyTorch's
+        rows = (flat.float() if flat.element_size() < 4 else flat).numpy(force=True)
+        at = [(row, cells - k) for row, k in zip(rows, n.tolist(), strict=True)]
+        found = [np.partition(row, k)[k] if k < cells else np.inf for row, k in at]
+        return torch.from_numpy(np.array(found, rows.dtype)).to(flat.dtype).unsqueeze(1)
     ordered = torch.cat((flat.new_full((len(flat), 1), torch.inf), flat.sort(dim=1, descending=True).values), dim=1)
     return ordered.gather(1, n.unsqueeze(1))
 

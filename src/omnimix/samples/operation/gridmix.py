@@ -40,8 +40,8 @@ def grid_masks(lam: Tensor, low: Tensor, crop: Tensor, cell: Tensor, size: tuple
         place = torch.arange(count, device=lam.device) - low[:, axis, None]
         inside = (place >= 0) & (place < crop[:, axis, None])
         inside &= place.remainder(cell[:, axis, None]) < hole[:, axis, None]
-        along.append(inside.view(-1, 1, *(count if a == axis else 1 for a in range(len(size)))))
-    return 1.0 - functools.reduce(torch.logical_and, along).float()
+        along.append((~inside).float().view(-1, 1, *(count if a == axis else 1 for a in range(len(size)))))
+    return functools.reduce(torch.maximum, along)
 
 
 class GridHoles(Operation):

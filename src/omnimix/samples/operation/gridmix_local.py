@@ -10,7 +10,6 @@ weights of its own, here it shares those of the head, so that nothing is added t
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,13 +19,14 @@ from ...core.method import Mix, Setup
 from ...core.operation import Context, Operation, blend, spatial_size
 from ...core.pairing import RandomPairing
 from ...core.random import uniform
-from ...core.ratio import Beta
+from ...core.ratio import Beta, complete
 from ...core.recipe import Recipe
 from ...core.registry import register
 from ...core.search import Choice, Log
 from ...core.split import Split, observe
 from ...core.tree import Tree
 from ..saliency import feature_map
+from .solver.blocks import enlarged
 
 
 class GridCells(Operation):
@@ -45,10 +45,8 @@ class GridCells(Operation):
         lam = lam if self.per_sample else lam[:1]
         draws = uniform(len(lam), *[self.n] * len(size), generator=context.generator).to(x.device)
         mask = (draws < lam.double().view(-1, *[1] * len(size))).float().unsqueeze(1)
-        for axis, side in enumerate(size, 2):
-            mask = mask.index_select(axis, torch.arange(side, device=x.device) * self.n // side)
-        kept = mask.flatten(1).mean(dim=1)
-        share = torch.stack((kept, 1.0 - kept), dim=1).expand(len(partner), 2)
+        mask, kept = enlarged(mask, size)
+        share = complete(kept.expand(-1, 2)).expand(len(partner), 2)
         return blend(x, partner, mask.to(x.dtype)), recipe.with_share(share, mask)
 
 

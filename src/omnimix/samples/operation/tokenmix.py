@@ -34,6 +34,7 @@ from ...core.registry import register
 from ...core.search import Uniform
 from ...core.tree import Tree
 from ..saliency import Attention, as_saliency, at_size, normalised
+from .solver.blocks import enlarged
 
 ASPECT = 0.3
 TRIES, ROUNDS = 10, 200
@@ -106,10 +107,8 @@ class TokenBlocks(Operation):
         tokens = block_masks(count.clamp(max=n), grid, context.generator).to(x.device)
         own = (content[: len(partner)] * tokens).flatten(1).sum(dim=1)
         guest = (content[partner] * (1.0 - tokens)).flatten(1).sum(dim=1)
-        mask = tokens
-        for axis, side in enumerate(size, 2):
-            mask = mask.index_select(axis, torch.arange(side, device=x.device) * mask.shape[axis] // side)
-        share = complete(mask.flatten(1).mean(dim=1, keepdim=True).expand(-1, 2)).expand(len(partner), 2)
+        mask, kept = enlarged(tokens, size)
+        share = complete(kept.expand(-1, 2)).expand(len(partner), 2)
         applied = recipe.with_share(share, mask)
         return blend(x, partner, mask.to(x.dtype)), replace(applied, label_share=torch.stack((own, guest), dim=1))
 

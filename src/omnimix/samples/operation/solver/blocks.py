@@ -41,6 +41,20 @@ def spread(values: Tensor, size: Sequence[int]) -> Tensor:
     return values
 
 
+def enlarged(values: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Values (N, 1, *grid), each in its part of the cells, (N, 1, *size); and the means over the cells, (N, 1).
+
+    Parts differ by a cell where the grid does not divide the sides.
+    """
+    mean = values[:, 0].double()
+    for axis, side in reversed(list(enumerate(size, 2))):  # the last first: then whole lines are copied
+        grid = values.shape[axis]
+        first = (torch.arange(grid + 1, device=values.device) * side + grid - 1) // grid  # cells of the parts
+        values = values.index_select(axis, torch.arange(side, device=values.device) * grid // side)
+        mean = mean @ (first.diff().double() / side)
+    return values, mean.unsqueeze(1)
+
+
 @functools.lru_cache(maxsize=32)
 def _layout(size: Sequence[int], grid: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Counted row by row: the block of each cell, its distance from the first cell of that block; those first cells."""
