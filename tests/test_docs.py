@@ -135,10 +135,9 @@ def run(command):
 
 
 def app():
-    from omnimix.cli import compare, merge, methods, show, weigh, weigh_annotate  # noqa: F401
-    from omnimix.cli.console import app
+    from omnimix.cli import load
 
-    return app
+    return load()
 
 
 def only_plan(asked, out=None, **how):

@@ -13,7 +13,7 @@ def load() -> Callable[[], None]:
     except ImportError as error:
         missing = (error.name or str(error)).split(".")[0]
         sys.exit(f'omnimix: the command line needs {missing}: pip install "omnimix[compare]"')
-    from . import compare, merge, methods, show, weigh, weigh_annotate, weigh_export, weigh_run  # noqa: F401  (each adds its verb)
+    from . import compare, merge, methods, show, weigh, weigh_annotate, weigh_export, weigh_run, weigh_select  # noqa: F401  (each adds its verb)
 
     return app
 

@@ -49,7 +49,7 @@ class Job:
     """What is annotated, into which folder, how; `identity` says by what, for a job that goes on later.
 
     keep: the columns that the output has of the input; None: all. batch: documents of a call of the annotator.
-    chunk: rows that are written at a time.
+    chunk: rows that are written at a time. work: what the identity is of, for messages.
     """
 
     shards: tuple[Shard, ...]
@@ -58,12 +58,13 @@ class Job:
     keep: tuple[str, ...] | None = None
     batch: int = BATCH
     chunk: int = CHUNK
+    work: str = "annotator"
 
     def facts(self) -> dict[str, Any]:
         """All that decides the output, but the content of the files."""
         keep = None if self.keep is None else list(self.keep)
         return {
-            "format": FORMAT, "version": __version__, "annotator": self.identity, "keep": keep, "batch": self.batch,
+            "format": FORMAT, "version": __version__, self.work: self.identity, "keep": keep, "batch": self.batch,
             "chunk": self.chunk, "files": [shard.name for shard in self.shards],
         }  # fmt: skip
 
@@ -147,11 +148,12 @@ def prepare(
     keep: Sequence[str] | None = None,
     batch: int = BATCH,
     chunk: int = CHUNK,
+    work: str = "annotator",
 ) -> Job:
     """The job, new or as it was left; ValueError for a folder that holds another one, or something else."""
     folder, found = Path(out), _shards(paths)
     at_least("chunk", chunk, at_least("batch", batch, 1))
-    job = Job(tuple(found), folder, identity, None if keep is None else tuple(keep), batch, chunk)
+    job = Job(tuple(found), folder, identity, None if keep is None else tuple(keep), batch, chunk, work)
     for shard in found:
         if folder.resolve() in shard.source.resolve().parents:
             raise ValueError(f"the input {shard.source} lies in the output folder {folder}: choose another folder")
@@ -173,7 +175,7 @@ def annotate_shard(job: Job, shard: Shard, annotator: Annotator, progress: Progr
     """One shard, from where it was left; at once if it is finished."""
     parts, record, target = job.out / WORK / shard.name, job.out / WORK / f"{shard.name}.json", job.out / shard.name
     known = parts / "source.json"
-    source = _source(shard.source, [record, known])
+    source = source_of(shard.source, [record, known])
     if record.exists():
         done = Annotated(**json.loads(record.read_text()))
         if target.exists() and target.stat().st_size == done.size:
@@ -238,7 +240,7 @@ def locked(job: Job) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"another process is annotating into {job.out}") from None
+            raise ValueError(f"another process is writing into {job.out}") from None
         yield
 
 
@@ -269,7 +271,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def _source(file: Path, records: Sequence[Path]) -> dict[str, Any]:
+def source_of(file: Path, records: Sequence[Path]) -> dict[str, Any]:
     """Size and hash of an input; ValueError if they are not what they were when the job began on it.
 
     A file whose size and time of change are the same is not read again.

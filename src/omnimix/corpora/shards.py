@@ -77,7 +77,10 @@ class Lines:
         self, rows: list[dict[str, Any]], columns: Mapping[str, list[Any]], keep: Sequence[str] | None,
         places: Sequence[str],
     ) -> bytes:  # fmt: skip
-        new = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        new: list[dict[str, Any]] = [{} for _ in rows]
+        for name, values in columns.items():
+            for one, value in zip(new, values, strict=True):
+                one[name] = value
         lines = [self._line(*one, keep) for one in zip(rows, new, places, strict=True)]
         return "".join(line + "\n" for line in lines).encode()
 

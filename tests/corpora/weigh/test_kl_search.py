@@ -50,9 +50,7 @@ def test_the_optimum_of_a_line_with_a_kl_term():
 
 def test_no_domain_above_its_caps():
     found = search(kl=0.0, upsampling=1.5)
-    assert found == pytest.approx(
-        [0.325, 0.45, 0.225, 0.0], abs=0.02
-    )  # b and c at their caps
+    assert found == pytest.approx([0.325, 0.45, 0.225, 0.0], abs=0.02)  # b and c at their caps
     assert (found <= 1.5 * PRIOR + 1e-12).all()
     caps = np.array([0.2, 0.3, 1.0, 1.0])
     found = search(caps=caps)

@@ -74,16 +74,7 @@ def select_documents(
     if missing:
         raise ValueError(f"the domain {missing[0]!r} has a weight, but no documents")
     size = {name: int(length[own].sum()) for name, own in rows.items()}
-    if shortage == "redistribute":
-        quota, short = _quotas(weights, size, budget)
-    else:
-        quota = {name: weights[name] * budget for name in rows}
-        short = tuple(name for name in rows if quota[name] > size[name] * (1 + 1e-12))
-    if short and shortage == "raise":
-        raise ValueError(
-            f"the domain {short[0]!r} has {size[short[0]]} tokens, its share of the budget is {quota[short[0]]:.0f}: "
-            "lower the budget or its weight, or let a shortage be 'redistribute' or 'repeat'"
-        )
+    quota, short = quotas(weights, size, budget, shortage)
     chosen = {name: _taken(own, length[own], quota[name], name in short) for name, own in rows.items()}
     taken = {name: int(length[own].sum()) for name, own in chosen.items()}
     return Selected(np.sort(np.concatenate([*chosen.values()])), taken, short)
@@ -153,11 +144,16 @@ def _order(
         chance = uniform(len(names), generator=generator).cpu().numpy()
     else:
         return np.argsort(-value, kind="stable")
-    if tau is not None:
-        noise = -np.log(-np.log(np.maximum(chance, np.finfo(np.float64).tiny)))
-        # the order of score / tau + noise, where a small tau would overflow
-        value = noise if np.isinf(positive("tau", tau)) else value + tau * noise
-    return np.lexsort((-chance, -value))
+    return np.lexsort((-chance, -noisy(value, chance, tau)))
+
+
+def noisy(value: np.ndarray, chance: np.ndarray, tau: float | None) -> np.ndarray:
+    """(N,) keys in the order of score / tau + Gumbel noise of the uniforms `chance`; the scores if tau is None."""
+    if tau is None:
+        return value
+    noise = -np.log(-np.log(np.maximum(chance, np.finfo(np.float64).tiny)))
+    # a small tau would overflow in score / tau
+    return np.asarray(noise if np.isinf(positive("tau", tau)) else value + tau * noise)
 
 
 def _hashed(ids: Sequence[str] | Sequence[int] | np.ndarray, facts: Sequence[np.ndarray], seed: int) -> np.ndarray:
@@ -169,7 +165,7 @@ def _hashed(ids: Sequence[str] | Sequence[int] | np.ndarray, facts: Sequence[np.
     if len(listed) != len(facts[0]):
         raise ValueError(f"ids must name each of the {len(facts[0])} documents, got {len(listed)}")
     key = str(seed).encode()
-    digests = [_digest(one.encode("utf-8", "replace"), key) for one in listed]
+    digests = digests_of(listed, seed)
     found = np.frombuffer(b"".join(digests), dtype="<u8").copy()
     order = np.lexsort((*facts, found))
     place, same = np.arange(len(order)), np.diff(found[order], prepend=found[order[:1]] ^ np.uint64(1)) == 0
@@ -177,7 +173,18 @@ def _hashed(ids: Sequence[str] | Sequence[int] | np.ndarray, facts: Sequence[np.
     for at in np.flatnonzero(nth).tolist():
         again = _digest(digests[order[at]] + str(nth[at]).encode(), key)
         found[order[at]] = np.frombuffer(again, dtype="<u8")[0]
-    return np.asarray(((found >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52)
+    return uniforms(found)
+
+
+def digests_of(ids: Sequence[str], seed: int) -> list[bytes]:
+    """Eight bytes for each id, which hang on it and the seed alone."""
+    key = str(seed).encode()
+    return [_digest(one.encode("utf-8", "replace"), key) for one in ids]
+
+
+def uniforms(words: np.ndarray) -> np.ndarray:
+    """(N,) numbers in (0, 1) of (N,) words of 64 random bits; a larger word gives no smaller number."""
+    return np.asarray(((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52)
 
 
 def _digest(body: bytes, key: bytes) -> bytes:
@@ -187,16 +194,31 @@ def _digest(body: bytes, key: bytes) -> bytes:
 def _taken(own: np.ndarray, length: np.ndarray, quota: float, short: bool) -> np.ndarray:
     """Of the documents of a domain, in order of their keys, those that come nearest to the quota."""
     if not short:
-        return own[: _nearest(np.cumsum(length), quota)]
+        return own[: nearest(np.cumsum(length), quota)]
     passes = int(quota // length.sum())
-    rest = own[: _nearest(np.cumsum(length), quota - passes * float(length.sum()))]
+    rest = own[: nearest(np.cumsum(length), quota - passes * float(length.sum()))]
     return np.concatenate([np.tile(own, passes), rest])
 
 
-def _quotas(
+def quotas(
+    weights: Mapping[str, float], size: Mapping[str, int], budget: float, shortage: str, unit: str = "tokens"
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Tokens wanted of each domain in `size`, and the domains that have less; see `select_documents` for `shortage`."""
+    if shortage == "redistribute":
+        return _redistributed(weights, size, budget)
+    quota = {name: weights[name] * budget for name in size}
+    short = tuple(name for name in size if quota[name] > size[name] * (1 + 1e-12))
+    if short and shortage == "raise":
+        raise ValueError(
+            f"the domain {short[0]!r} has {size[short[0]]} {unit}, its share of the budget is {quota[short[0]]:.0f}: "
+            "lower the budget or its weight, or let a shortage be 'redistribute' or 'repeat'"
+        )
+    return quota, short
+
+
+def _redistributed(
     weights: Mapping[str, float], size: Mapping[str, int], budget: float
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Tokens wanted of each domain, and the domains that are taken whole."""
     whole: dict[str, float] = {}
     while True:
         open_to = {name: weights[name] for name in size if name not in whole}
@@ -210,7 +232,7 @@ def _quotas(
             return whole, tuple(whole)
 
 
-def _nearest(reached: np.ndarray, quota: float) -> int:
+def nearest(reached: np.ndarray, quota: float) -> int:
     """How many documents come nearest to the quota; reached: (n,) tokens after each."""
     after = int(np.searchsorted(reached, quota))
     if after == len(reached):
