@@ -2,6 +2,7 @@
 
 from .base import ByDomain
 from .bss import BSS, exchange_amplitudes, view_contrast
+from .bss_prototypes import MSN, PrototypeBSS, SwAV, masked_match, sinkhorn_codes, swapped_prediction
 from .ccfp import CCFP
 from .dann import CDANN, DANN
 from .domain_specific_masks import DMG, soft_overlap
@@ -71,4 +72,10 @@ __all__ = [
     "variance_bound",
     "UDIM",
     "inconsistency",
+    "MSN",
+    "PrototypeBSS",
+    "SwAV",
+    "masked_match",
+    "sinkhorn_codes",
+    "swapped_prediction",
 ]

@@ -15,6 +15,7 @@ found: the range of r and t are ours.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -110,35 +111,24 @@ def view_contrast(z: Tensor, temperature: float = 0.5, negatives: Negatives = "s
     return loss.masked_fill(itself, 0.0).sum() / (views * (views - 1) * count)
 
 
-@register(
-    "bss",
-    paper="Towards Domain-invariant Self-Supervised Learning with Batch Styles Standardization, ICLR 2024, "
-    "arXiv 2303.06088",
-    cost=2.0,
-    level="domains",
-    inputs=("image",),
-    search={"weight": Log(1e-2, 1), "ratio": Choice((0.02, 1.0), (0.0, 0.1)), "jitter": Choice(0.0, 0.4)},
-)
-class BSS(Method):
-    """Give all images of a view the style of one of them, train on several views, and contrast within each.
+class BatchStyles(Method):
+    """Base of methods whose views have one style each; `contrast` says what is asked of the views' features.
 
-    ratio: (low, high), the share of the spectrum that sets the style. views >= 2. weight >= 0, temperature > 0: of the
-    contrast. labels: whether the labels train too; without them this is pre-training. negatives: see `view_contrast`.
-    jitter in [0, 1]: strength of a change of colours that all images of a view share, hue in [0, 0.5]: the largest turn
-    of their hues, where they have three channels. black: the value of black, one
-    for all channels or (C,); None: the lowest of each channel in the batch. fourier: exchange amplitudes image by image
-    first, each with a donor and a share of its own, as plain Fourier augmentation does. x: (B, C, *spatial).
+    ratio: (low, high), the share of the spectrum that sets the style. views >= 2. weight >= 0: of the contrast. labels:
+    whether the labels train too; without them this is pre-training. jitter in [0, 1]: strength of a change of colours
+    that all images of a view share, hue in [0, 0.5]: the largest turn of their hues, where they have three channels.
+    black: the value of black, one for all channels or (C,); None: the lowest of each channel in the batch. fourier:
+    exchange amplitudes image by image first, each with a donor and a share of its own, as plain Fourier augmentation
+    does. x: (B, C, *spatial).
     """
 
     def __init__(
         self,
         ratio: Sequence[float] = (0.02, 1.0),
         weight: float = 0.1,
-        temperature: float = 0.5,
         *,
         views: int = 2,
         labels: bool = True,
-        negatives: Negatives = "same view",
         jitter: float = 0.0,
         hue: float = 0.0,
         black: float | Sequence[float] | None = None,
@@ -147,8 +137,7 @@ class BSS(Method):
         if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
             raise ValueError(f"ratio must be (low, high) with 0 <= low <= high <= 1, got {ratio!r}")
         self.ratio, self.views, self.labels = tuple(ratio), at_least("views", views, 2), labels
-        self.weight, self.temperature = non_negative("weight", weight), positive("temperature", temperature)
-        self.negatives: Negatives = one_of("negatives", negatives, ("same view", "all views"))
+        self.weight = non_negative("weight", weight)
         self.jitter, self.black, self.fourier = in_unit("jitter", jitter), black, fourier
         if in_unit("hue", hue) > 0.5:
             raise ValueError(f"hue must be a number in [0, 0.5], half the circle either way, got {hue!r}")
@@ -179,6 +168,14 @@ class BSS(Method):
         low, high = self.ratio
         return low + (high - low) * uniform(count, generator=self.generator)
 
+    def shown(self, x: Tensor) -> Tensor:
+        """What the network sees of the views x (V N, C, *spatial)."""
+        return x
+
+    @abstractmethod
+    def contrast(self, model: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """The scalar loss of the views' features z (V, N, F); x: the views (V N, C, *spatial)."""
+
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         self._given()
         batch = Batch.of(batch).alone
@@ -187,8 +184,47 @@ class BSS(Method):
         if not isinstance(batch.x, Tensor) or batch.x.ndim < 3:
             raise ValueError("bss changes the style of images (B, C, *spatial); tables and trees have none")
         x = torch.cat([self.view(batch.x) for _ in range(self.views)])
-        z, output = self.split.features_and_output(x, model)
-        contrast = view_contrast(z.reshape(self.views, len(batch), -1), self.temperature, self.negatives)
+        z, output = self.split.features_and_output(self.shown(x), model)
+        contrast = self.contrast(model, x, z.reshape(self.views, len(batch), -1))
         if not self.labels:
             return contrast
         return self.task.mean_loss(output, torch.cat([batch.y] * self.views)) + self.weight * contrast
+
+
+@register(
+    "bss",
+    paper="Towards Domain-invariant Self-Supervised Learning with Batch Styles Standardization, ICLR 2024, "
+    "arXiv 2303.06088",
+    cost=2.0,
+    level="domains",
+    inputs=("image",),
+    search={"weight": Log(1e-2, 1), "ratio": Choice((0.02, 1.0), (0.0, 0.1)), "jitter": Choice(0.0, 0.4)},
+)
+class BSS(BatchStyles):
+    """Give all images of a view the style of one of them, train on several views, and contrast within each.
+
+    temperature > 0: of the contrast. negatives: see `view_contrast`. Everything else: see `BatchStyles`.
+    """
+
+    def __init__(
+        self,
+        ratio: Sequence[float] = (0.02, 1.0),
+        weight: float = 0.1,
+        temperature: float = 0.5,
+        *,
+        views: int = 2,
+        labels: bool = True,
+        negatives: Negatives = "same view",
+        jitter: float = 0.0,
+        hue: float = 0.0,
+        black: float | Sequence[float] | None = None,
+        fourier: bool = False,
+    ) -> None:
+        super().__init__(
+            ratio, weight, views=views, labels=labels, jitter=jitter, hue=hue, black=black, fourier=fourier
+        )
+        self.temperature = positive("temperature", temperature)
+        self.negatives: Negatives = one_of("negatives", negatives, ("same view", "all views"))
+
+    def contrast(self, model: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        return view_contrast(z, self.temperature, self.negatives)
