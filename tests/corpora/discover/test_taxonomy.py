@@ -260,6 +260,32 @@ def test_vectors_of_data_sets(trained):
     assert found.unit == "documents"
 
 
+def test_the_distance_of_vectors_ranks_mixtures_as_word_models_trained_on_them(trained):
+    from omnimix.corpora.weigh.domain2vec import Alignment
+    from omnimix.corpora.weigh.scores import spearman
+
+    pages, rng = documents(240, seed=7), np.random.default_rng(0)
+    order = sorted(range(240), key=lambda i: pages[i]["topic"])  # data sets of mostly one topic each
+    sets = {f"set {i}": [pages[j] for j in order[i * 40 : (i + 1) * 40]] for i in range(6)}
+    validation = [one for one in documents(200, seed=8) if one["topic"] != "space"]
+
+    def words(rows):
+        counts = np.zeros(len(known))
+        np.add.at(counts, [known[word] for row in rows for word in row["text"].split()], 1.0)
+        return counts
+
+    known = {word: i for i, word in enumerate(sorted({w for one in pages + validation for w in one["text"].split()}))}
+    models = np.stack([(words(rows) + 1) / (words(rows) + 1).sum() for rows in sets.values()])
+    mixtures, held_out = rng.dirichlet(np.ones(6), 100), words(validation) / words(validation).sum()
+    losses = -np.log(mixtures @ models) @ held_out
+    vectors = vectorize(sets, trained["topic"], TOPIC.names)
+    target = mean_vector(trained["topic"].probabilities(validation))
+    found = spearman(Alignment(vectors.matrix, target).predict(mixtures), losses)
+    assert found > 0.9
+    blind = spearman(((mixtures - 1 / 6) ** 2).sum(1), losses)  # knows nothing of the validation set
+    assert found > blind + 0.2
+
+
 def test_a_constant_classifier_gives_its_constant_and_lengths_weigh():
     class Constant:
         def probabilities(self, documents):

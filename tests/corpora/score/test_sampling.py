@@ -82,6 +82,18 @@ def test_compactness_times_separation():
         diversity(np.array([2, 0, 0]), np.array([2.0, 0.0, 0.0]), CENTROIDS)
 
 
+def test_a_duplicate_lowers_nobody_s_diversity_but_by_the_statistics_of_its_cluster():
+    counts, apart = np.array([2, 4, 1]), np.array([2.0, 12.0, 0.0])
+    d = diversity(counts, apart, CENTROIDS)
+    for distance in (0.5, 3.0, 9.0):  # of the second cluster's document that is there again
+        again = diversity(np.add(counts, [0, 1, 0]), np.add(apart, [0, distance, 0]), CENTROIDS)
+        assert again[[0, 2]] == pytest.approx(d[[0, 2]], abs=1e-12)
+        assert again[1] == pytest.approx((12 + distance) / 5 * 5)
+    # two far, tight clusters and a loose one in the middle: 0.1 * (10 + 20) / 2 and 6 * 10
+    middle = np.array([[-10.0, 0], [0, 0], [10, 0]])
+    assert diversity(np.array([5, 5, 5]), np.array([0.5, 30, 0.5]), middle) == pytest.approx([1.5, 60, 1.5])
+
+
 @pytest.mark.parametrize("scale", ["min-max", "clipped", "rank"])
 @pytest.mark.parametrize("cap", [np.inf, 1.2])
 def test_a_corpus_in_blocks_is_the_corpus_in_one(scale, cap):

@@ -184,6 +184,21 @@ def test_r_and_b_sums_are_those_of_backward_passes_sample_by_sample(tied):
     assert rule.counts.tolist() == [2, 2, 1]
 
 
+def test_what_is_padded_adds_nothing_to_r_and_b():
+    def sums(inputs_of_padding, dropped=0):
+        rule, step = ready(RAndB(every=5)), batch()
+        step.inputs[1, 4:] = inputs_of_padding
+        step.targets[:, 6 - dropped :] = IGNORED
+        rule.backward(step)
+        return rule.sums
+
+    torch.testing.assert_close(sums(0), sums(3))
+    rule, short = ready(RAndB(every=5)), batch()
+    short.inputs, short.targets = short.inputs[:, :4], short.targets[:, :4]
+    rule.backward(short)
+    torch.testing.assert_close(sums(0, dropped=2), rule.sums)
+
+
 def test_r_and_b_rounds():
     rule = ready(RAndB({"a": 1.0}, every=2))
     rule.backward(batch(number=0))

@@ -136,6 +136,20 @@ def test_balance_limits():
     assert r_and_b.balance(v).max() / r_and_b.balance(v).min() <= math.exp(6) + 1e-9
 
 
+def test_clusters_with_the_same_data_get_the_same_weight_and_a_cluster_under_two_ids_splits():
+    draw = torch.Generator().manual_seed(3)
+    sums, counts = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64), torch.tensor([6, 4, 2])
+    q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    same = torch.stack([sums[0], sums[0], sums[2]])
+    w = r_and_b.balance(r_and_b.gram(same, torch.tensor([6, 6, 2])) @ q)
+    assert w[0] == pytest.approx(w[1].item(), abs=1e-12)
+    # a third of the samples of the first cluster under another id: its gradient sum and its share of q split likewise
+    two = torch.cat([sums[:1] * 2 / 3, sums[:1] / 3, sums[1:]])
+    v = r_and_b.gram(two, torch.tensor([4, 2, 4, 2])) @ torch.tensor([1 / 3, 1 / 6, 0.3, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(v[[0, 2, 3]], r_and_b.gram(sums, counts) @ q)
+    assert v[0] == pytest.approx(v[1].item(), abs=1e-12)
+
+
 def test_odm_policy_by_hand():
     """k = 2, t = 3: eps_3 = sqrt(ln 2 / 6) = .339889, eps_2 = sqrt(ln 2 / 4) = .416277; R = (1, 3)."""
     assert odm.exploration(3, 2) == pytest.approx(0.339889, abs=1e-6)
