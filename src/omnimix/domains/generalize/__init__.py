@@ -10,6 +10,7 @@ from .domaindrop import DomainDrop
 from .drm import DRM
 from .fish import IDGM, Fish, gradient_products
 from .group_dro import GroupDRO
+from .inq import INQ, powers_of_two
 from .inter_domain_mixup import InterDomainMixup, NextDomain
 from .irm import IRM, irm_penalty
 from .match import CORAL, MMD, coral_distance, mmd_distance
@@ -72,6 +73,8 @@ __all__ = [
     "variance_bound",
     "UDIM",
     "inconsistency",
+    "INQ",
+    "powers_of_two",
     "MSN",
     "PrototypeBSS",
     "SwAV",

@@ -70,7 +70,7 @@ def masked_match(
     """The loss of MSN for scores of anchors and of targets, both (V, N, K)."""
     log_share = (score / temperature).log_softmax(dim=2)
     mean = log_share.exp().mean(dim=1)
-    spread = torch.special.entr(mean).sum(dim=1).mean()
+    spread: Tensor = torch.special.entr(mean).sum(dim=1).mean()
     return across_views((target.detach() / sharp).softmax(dim=2), log_share) - entropy * spread
 
 

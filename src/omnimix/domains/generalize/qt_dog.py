@@ -13,6 +13,7 @@ learning: `reference=True`.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SMALLEST = 1e-8
 """Step sizes stay above it."""
 Layers = Literal["conv", "all"]
-Hook = Callable[..., None]
+Rounder = Callable[[Tensor], Tensor]
 
 
 def bounds(bits: int) -> tuple[int, int]:
@@ -79,6 +80,96 @@ class MeanOutput(nn.Module):
         return torch.stack([network(x) for network in self.networks]).mean(dim=0)
 
 
+class RoundedWeights(Method):
+    """Base of methods that train a network whose layers compute with rounded weights from some step on.
+
+    The network keeps its own weights, which move under the rounding, and gets the rounded ones at the end. start in
+    [0, 1]: the share of the planned steps before rounding begins. layers: "conv" rounds convolutions, "all" linear
+    layers too; keep: names of layers to leave alone.
+    """
+
+    def __init__(self, start: float, layers: Layers, keep: Sequence[str]) -> None:
+        self.start, self.keep = in_unit("start", start), tuple(keep)
+        self.layers: Layers = one_of("layers", layers, ("conv", "all"))
+        self._handles: list[Any] = []
+
+    def on_setup(self, given: Setup) -> None:
+        if self.start and given.steps is None:
+            raise ValueError(
+                "rounding begins after a share of the planned steps: pass setup(..., steps=...), or start=0"
+            )
+        self.first = round(self.start * (given.steps or 0))
+        kinds = CONVOLUTIONS if self.layers == "conv" else (*CONVOLUTIONS, nn.Linear)
+        modules = dict(given.model.named_modules())
+        for name in self.keep:
+            one_of("keep", name, modules)
+        self.rounded = {n: m for n, m in modules.items() if type(m) in kinds and n not in self.keep}
+        if not self.rounded:
+            raise ValueError(
+                f"{type(given.model).__name__} has no {'convolution' if self.layers == 'conv' else 'layer'} to round"
+                + ("; layers='all' rounds linear layers" if self.layers == "conv" else "")
+            )
+
+    @abstractmethod
+    def rounders(self) -> dict[str, Rounder]:
+        """What to do with the weight of each layer, by name; empty before rounding begins."""
+
+    @contextmanager
+    def rounding(self) -> Iterator[None]:
+        """Within the block, and where activation checkpointing repeats it, layers compute with rounded weights."""
+        self._release()
+        inside = [True]
+        for name, rounder in self.rounders().items():
+            swap, back = self._hooks(self.rounded[name], rounder, inside)
+            self._handles.append(self.rounded[name].register_forward_pre_hook(swap))
+            self._handles.append(self.rounded[name].register_forward_hook(back, always_call=True))
+        try:
+            yield
+        finally:
+            inside.clear()
+            if not torch.is_grad_enabled():
+                self._release()
+
+    def _hooks(
+        self, layer: nn.Module, rounder: Rounder, inside: list[bool]
+    ) -> tuple[Callable[..., None], Callable[..., None]]:
+        own: list[nn.Parameter] = []  # closures: a copy of the network must not copy the method
+
+        def swap(module: nn.Module, inputs: Any) -> None:
+            repeated = torch._C._current_graph_task_id() != -1
+            if module is layer and (inside or repeated):
+                weight = module._parameters["weight"]
+                assert weight is not None
+                own.append(weight)
+                module._parameters["weight"] = rounder(weight)  # type: ignore[assignment]
+
+        def back(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module is layer and own:
+                module._parameters["weight"] = own.pop()
+
+        return swap, back
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.task.mean_loss(self.predict(model, batch.x), batch.y)
+
+    def predict(self, model: nn.Module, x: Any) -> Tensor:
+        with self.rounding():
+            return super().predict(model, x)
+
+    @torch.no_grad()
+    def after_training(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Give the network the rounded weights; nothing where rounding has not begun."""
+        self._release()
+        for name, rounder in self.rounders().items():
+            weight = self.rounded[name].weight
+            weight.copy_(rounder(weight))
+
+
 @register(
     "qt-dog",
     paper="QT-DoG: Quantization-aware Training for Domain Generalization, 2024, arXiv 2410.06020",
@@ -86,7 +177,7 @@ class MeanOutput(nn.Module):
     inputs=("image",),
     search={"bits": Choice(5, 6, 7, 8), "start": Choice(0.2, 0.4, 0.6)},
 )
-class QTDoG(Method):
+class QTDoG(RoundedWeights):
     """Round the weights to few bits from some step on, and go on training them and the steps between levels.
 
     bits: 2..32. start in [0, 1]: the share of the planned steps before rounding begins. layers: "conv" rounds
@@ -107,28 +198,14 @@ class QTDoG(Method):
         step_rate: float = 1.0,
         reference: bool = False,
     ) -> None:
-        self.bits, self.start = at_least("bits", bits, 2), in_unit("start", start)
+        super().__init__(start, layers, keep)
+        self.bits, self.step_rate = at_least("bits", bits, 2), positive("step_rate", step_rate)
         if bits > 32:
             raise ValueError(f"bits must be at most 32, got {bits!r}")
-        self.layers: Layers = one_of("layers", layers, ("conv", "all"))
-        self.keep, self.per_channel, self.reference = tuple(keep), per_channel, reference
-        self.step_rate = positive("step_rate", step_rate)
-        self._handles: list[Any] = []
+        self.per_channel, self.reference = per_channel, reference
 
     def on_setup(self, given: Setup) -> None:
-        if self.start and given.steps is None:
-            raise ValueError("qt-dog begins after a share of the planned steps: pass setup(..., steps=...), or start=0")
-        self.first = round(self.start * (given.steps or 0))
-        kinds = CONVOLUTIONS if self.layers == "conv" else (*CONVOLUTIONS, nn.Linear)
-        modules = dict(given.model.named_modules())
-        for name in self.keep:
-            one_of("keep", name, modules)
-        self.rounded = {n: m for n, m in modules.items() if type(m) in kinds and n not in self.keep}
-        if not self.rounded:
-            raise ValueError(
-                f"{type(given.model).__name__} has no {'convolution' if self.layers == 'conv' else 'layer'} to round"
-                + ("; layers='all' rounds linear layers" if self.layers == "conv" else "")
-            )
+        super().on_setup(given)
         self.side: Beside | None = None
         self.rate: float | None = None
 
@@ -149,47 +226,13 @@ class QTDoG(Method):
         self.side.to(next(self._given().model.parameters()).device)
         return dict(zip(self.rounded, self.side.modules["steps"].parameters(), strict=True))
 
-    @contextmanager
-    def rounding(self) -> Iterator[None]:
-        """Within the block, and where activation checkpointing repeats it, layers compute with rounded weights."""
-        self._release()
-        inside = [True]
-        for name, s in self.step_sizes().items():
-            swap, back = self._hooks(self.rounded[name], s, inside)
-            self._handles.append(self.rounded[name].register_forward_pre_hook(swap))
-            self._handles.append(self.rounded[name].register_forward_hook(back, always_call=True))
-        try:
-            yield
-        finally:
-            inside.clear()
-            if not torch.is_grad_enabled():
-                self._release()
+    def rounders(self) -> dict[str, Rounder]:
+        bits, reference = self.bits, self.reference
 
-    def _hooks(
-        self, layer: nn.Module, s: Tensor, inside: list[bool]
-    ) -> tuple[Callable[..., None], Callable[..., None]]:
-        own: list[nn.Parameter] = []
-        bits, reference = self.bits, self.reference  # closures: a copy of the network must not copy the method
+        def rounder(s: Tensor) -> Rounder:
+            return lambda w: lsq(w, s, bits).detach() if reference else lsq(w, s, bits)
 
-        def swap(module: nn.Module, inputs: Any) -> None:
-            repeated = torch._C._current_graph_task_id() != -1
-            if module is layer and (inside or repeated):
-                weight = module._parameters["weight"]
-                assert weight is not None
-                own.append(weight)
-                w = lsq(weight, s, bits)
-                module._parameters["weight"] = w.detach() if reference else w  # type: ignore[assignment]
-
-        def back(module: nn.Module, inputs: Any, output: Any) -> None:
-            if module is layer and own:
-                module._parameters["weight"] = own.pop()
-
-        return swap, back
-
-    def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        return {name: rounder(s) for name, s in self.step_sizes().items()}
 
     def loss(self, model: nn.Module, batch: Batch | Sequence[Any] | Mapping[str, Any], **streams: Any) -> Tensor:
         self._given()
@@ -199,13 +242,6 @@ class QTDoG(Method):
         loss = self.plain_loss(model, batch)
         assert self.side is not None
         return self.side.watch(loss)
-
-    def plain_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.task.mean_loss(self.predict(model, batch.x), batch.y)
-
-    def predict(self, model: nn.Module, x: Any) -> Tensor:
-        with self.rounding():
-            return super().predict(model, x)
 
     def step(
         self,
@@ -232,14 +268,6 @@ class QTDoG(Method):
                     group["weight_decay"] = 0.0  # which would shrink the range of levels
             self.side.step(self.rate)
         super().after_step()
-
-    @torch.no_grad()
-    def after_training(self, model: nn.Module, batches: Iterable[Batch]) -> None:
-        """Give the network the rounded weights; nothing where rounding has not begun."""
-        self._release()
-        for name, s in self.step_sizes().items():
-            weight = self.rounded[name].weight
-            weight.copy_(lsq(weight, s, self.bits))
 
     def levels(self) -> dict[str, dict[str, Tensor]]:
         """For each rounded layer the "levels", integers, and the "step" between them: their product is the weight."""
