@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import omnimix as om
-from omnimix.core.channels import styles
+from omnimix.core.channels import restyle, styles
 from omnimix.domains.generalize.tss import balanced_styles, surplus_to_deficit
 from omnimix.testing import check_method
 
@@ -74,6 +74,20 @@ def test_content_survives_and_style_does_not():
     restyled = (X - X.mean((2, 3), keepdim=True)) / X.std((2, 3), keepdim=True)
     restyled = restyled * centre[3:].view(3, 1, 1) + centre[:3].view(3, 1, 1)
     assert torch.allclose(method.predict(model, gain * X + offset), model(restyled), atol=1e-4)
+
+
+def test_one_domain_gives_its_style_to_all_and_names_do_not_matter():
+    model, method = trained(0.0)
+    found = method.predict(model, 5 * X)
+    for domains in (torch.tensor([9, 4, 7]).repeat(4), torch.zeros(12, dtype=torch.long)):
+        other = om.create("tss", alpha=0.0).setup(model, om.Classification(3), om.Table(domain=domains))
+        other.after_training(model, [om.Batch(X + SHIFT, torch.zeros(12), domains)])
+        if len(domains.unique()) == 3:
+            assert torch.allclose(other.predict(model, 5 * X), found, atol=1e-5)
+    (centre,) = other.bank["block"][0]
+    assert torch.allclose(other.predict(model, 5 * X), model(restyle(X, centre.expand(12, -1))), atol=1e-4)
+    at_home = restyle(X, centre.expand(12, -1))
+    assert torch.allclose(other.predict(model, at_home), model(at_home), atol=1e-5)
 
 
 def test_only_far_samples_move_and_batches_do_not_matter():

@@ -3,10 +3,11 @@
     2^n <= 4 |w| / 3 < 2^(n + 1)  ->  w^ = sign(w) 2^n, n in n2..n1;   w^ = 0 where |w| < 2^(n2 - 1)
     n1 = floor(log2(4 max|W| / 3)),   n2 = n1 + 1 - 2^(b - 1) / 2,   W: the weight of a layer as rounding begins
 
-A portion done stays as it is. The paper of QT-DoG takes INQ as a second way to round, beside LSQ. Sources: Javed, Le, Salzmann, 2024, arXiv 2410.06020; Zhou, Yao, Guo, Xu, Chen, "Incremental
-Network Quantization: Towards Lossless CNNs with Low-precision Weights", ICLR 2017, arXiv 1702.03044 (accumulated
-portions 0.5, 0.75, 0.875, 1; b = 5). Cost: 1. Portions follow in equal shares of the steps from `start` on, so that
-after the last one what is not rounded (biases, normalisation, the head) still learns.
+A portion done stays as it is. The paper of QT-DoG takes INQ as a second way to round, beside LSQ. Sources: Javed, Le,
+Salzmann, 2024, arXiv 2410.06020; Zhou, Yao, Guo, Xu, Chen, "Incremental Network Quantization: Towards Lossless CNNs
+with Low-precision Weights", ICLR 2017, arXiv 1702.03044 (accumulated portions 0.5, 0.75, 0.875, 1; b = 5). Cost: 1.
+Portions follow in equal shares of the steps from `start` on, so that after the last one what is not rounded (biases,
+normalisation, the head) still learns.
 """
 
 from __future__ import annotations
