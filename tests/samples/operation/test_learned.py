@@ -164,7 +164,9 @@ def test_close_to_an_end_the_student_sees_plain_mixup(name):
         method._block.value.weight.fill_(1.0)
     partner = torch.stack((torch.arange(7), torch.arange(7).roll(1)), dim=1)
     z = method._look(batch.x)[0]
-    for lam, plain in ((0.02, True), (0.98, True), (0.5, False)):
+    end = 0.03 if name == "adautomix" else 0.08
+    inside, outside = end - 0.005, end + 0.005
+    for lam, plain in ((inside, True), (1 - inside, True), (outside, False), (1 - outside, False), (0.5, False)):
         recipe = Recipe(partner, torch.tensor([[lam, 1 - lam]]).expand(7, 2))
         mixed = apply_masks(batch.x, method.student_masks(z, recipe, batch.x), recipe)
         found = torch.allclose(mixed, om.mixup(*data(), lam=lam, partner=partner[:, 1]).x, atol=1e-6)

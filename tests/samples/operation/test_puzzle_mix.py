@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -336,3 +337,31 @@ def test_a_clean_loss_needs_the_default_saliency(method):
     with pytest.raises(ValueError, match="clean"):
         method(clean=1.0, saliency=om.SpectralResidual())
     assert method(saliency=om.SpectralResidual()).operation.needs == ()
+
+
+def numbers(*size):
+    """Uniform to the eye, and the same everywhere."""
+    n = torch.arange(math.prod(size), dtype=torch.float64)
+    return ((n * 12.9898).sin() * 43758.5453).frac().abs().float().view(size)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "lam", "transport", "shares", "sums"),
+    [
+        (2, 0.5, True, [0.625, 0.375, 0.5, 0.5], [194.80867, 193.12384, 196.96173, 189.7869]),
+        (4, 0.5, True, [0.53125, 0.40625, 0.53125, 0.5], [194.94252, 194.00769, 198.25937, 189.7869]),
+        (4, 0.8, True, [1.0, 0.90625, 1.0, 1.0], [195.64319, 189.84818, 201.35785, 188.59163]),
+        (8, 0.25, False, [0.0859375, 0.1953125, 0.03125, 0.0], [194.27811, 195.68196, 193.86327, 190.98221]),
+        (8, 0.25, True, [0.0859375, 0.1953125, 0.03125, 0.0], [195.43011, 195.49942, 193.51617, 190.98221]),
+        (8, 0.8, True, [0.921875, 0.890625, 1.0, 0.9921875], [194.85478, 188.63962, 201.35785, 188.35268]),
+    ],
+)
+def test_the_images_are_those_of_the_authors_code(blocks, lam, transport, shares, sums):
+    """Recorded from `mixup_graph` of snu-mllab/PuzzleMix @ e2dbf3a with three labels and a price of moving of .05."""
+    x, maps = numbers(4, 3, 16, 16), numbers(4, 1, 16, 16) ** 3
+    maps = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(maps, (1, 1, 1, 1)), 3, 1)
+    options = {"blocks": blocks, "scale": 1.0, "transport": transport, "eps": 0.05}
+    mixed = puzzle_mix(x, torch.arange(4), maps, lam=lam, partner=torch.tensor([1, 2, 3, 0]), **options)
+    assert mixed.recipe.lam.tolist() == shares
+    weighed = (mixed.x * numbers(4, 3, 16, 16).flip(2)).flatten(1).sum(dim=1)
+    assert weighed.tolist() == pytest.approx(sums, abs=1e-3)
