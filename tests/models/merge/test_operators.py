@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from omnimix.models import merge
+from omnimix.models.merge import base as operators
 from omnimix.models.merge import source
 
 ZERO = torch.zeros(4)
@@ -310,3 +311,20 @@ def test_inputs_stay_and_blocks_do_not_matter(merger, monkeypatch):
     again = merger(models, start)
     for name in base:
         close(merged[name], again[name])
+
+
+@pytest.mark.parametrize("merger", [*ALL, merge.Ties(density=0.4, trim="tensor")], ids=lambda m: m.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_that_fit_the_cache_change_nothing(merger, dtype, monkeypatch):
+    base, *models = ({n: v.to(dtype) for n, v in one.items()} for one in random_states(3 if merger.most == 2 else 4))
+    start = base if merger.base == "required" else None
+    merged, seen, combine = merger(models, start), [], type(merger).combine
+    monkeypatch.setattr(operators, "PIECE", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        type(merger), "combine", lambda self, block, found: seen.append(block) or combine(self, block, found)
+    )
+    again = merger(models, start)
+    assert all(torch.equal(value, again[name]) for name, value in merged.items())  # DARE drops the same, too
+    most = max(block.models[0].numel() for block in seen)
+    assert most == (4 if merger.pieces else max(value.numel() for value in base.values()))

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -251,8 +250,8 @@ def _write_all(plan: Plan, work: Path, result: Path, told: Told) -> dict[str, st
             with shard:
                 for name in sorted(names, key=offsets.__getitem__):
                     if name not in done or not shard.holds(offsets[name], _size(plan, name), done[name]):
-                        checksum = shard.fill(offsets[name], _merged(plan, name, found))
-                        journal.write(json.dumps([name, checksum]) + "\n")
+                        reached = shard.fill(offsets[name], _merged(plan, name, found))
+                        journal.write(json.dumps([name, reached]) + "\n")
                         journal.flush()
                     bytes_done += _size(plan, name)
                     told(bytes_done, name)
@@ -274,8 +273,8 @@ def _size(plan: Plan, name: str) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _journal(file: Path) -> dict[str, int]:
-    """Finished tensors and their checksums; a line that was cut off by a kill counts as not written."""
+def _journal(file: Path) -> dict[str, str]:
+    """Finished tensors, and the hash of their file up to there; a line that was cut off by a kill does not count."""
     lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
     if lines[-1]:
         file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
@@ -319,29 +318,25 @@ class _Shard:
         if len(self.pending) > 2:  # so that blocks do not pile up
             self.pending.pop(0).result()
 
-    def fill(self, offset: int, blocks: Any) -> int:
-        """Write a tensor; its checksum."""
-        checksum = 0
+    def fill(self, offset: int, blocks: Any) -> str:
+        """Write a tensor; the hash of the file up to its end."""
         for block in blocks:
             data = raw(block.reshape(-1).contiguous())
             written = 0
             while written < len(data):
                 written += os.pwrite(self.file, data[written:], offset + written)
-            checksum = zlib.crc32(data, checksum)
             self._hash(data)
             offset += len(data)
-        return checksum
+        return self.digest()
 
-    def holds(self, offset: int, size: int, checksum: int) -> bool:
-        """Whether the tensor that the journal calls finished is there; if so it is hashed too."""
-        sha, found = self._settled(), 0
+    def holds(self, offset: int, size: int, reached: str) -> bool:
+        """Whether the tensor that the journal calls finished is there, and all before it; if so it is hashed too."""
+        sha = self._settled()
         for start in range(offset, offset + size, BLOCK):
-            data = os.pread(self.file, min(BLOCK, offset + size - start), start)
-            found = zlib.crc32(data, found)
-            sha.update(data)
-        if found == checksum:
+            sha.update(os.pread(self.file, min(BLOCK, offset + size - start), start))
+        if sha.hexdigest() == reached:
             self.sha = sha
-        return found == checksum
+        return bool(sha.hexdigest() == reached)
 
     def _settled(self) -> Any:
         while self.pending:
@@ -349,5 +344,5 @@ class _Shard:
         return self.sha.copy()
 
     def digest(self) -> str:
-        self._settled()
-        return self.sha.hexdigest()
+        """The hash of what was written or found so far."""
+        return str(self._settled().hexdigest())

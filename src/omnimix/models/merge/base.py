@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .source import InMemory, Source, finite, numbers, spans, working
+from .source import PIECE, InMemory, Source, finite, spans, values, working
 
 
 class Block(NamedTuple):
@@ -39,6 +39,8 @@ class Merger:
     most: ClassVar[int | None] = None
     whole: ClassVar[bool] = False
     """Whether blocks are whole tensors in their own shape; else they are flat and of at most BLOCK entries."""
+    pieces: ClassVar[bool] = False
+    """Whether a block may be worked on in pieces: entries do not depend on one another, and nothing is drawn."""
     scope: Literal["tensor", "model"] = "tensor"
     """What one call of `measure` sees."""
 
@@ -125,21 +127,39 @@ def same(name: str, sources: Sequence[Source], start: int, stop: int) -> Tensor:
 
 
 def _blocks(merger: Merger, name: str, models: Sequence[Source], base: Source | None, check: bool) -> Iterator[Block]:
-    lead = base or models[0]
-    shape = lead.shape(name)
-    dtype = working(lead.dtype(name))
+    """As they are stored."""
+    shape = (base or models[0]).shape(name)
     for number, (start, stop) in enumerate([(0, math.prod(shape))] if merger.whole else spans(shape)):
-        parts = [numbers(model, name, start, stop, dtype, check=check) for model in models]
-        origin = None if base is None else numbers(base, name, start, stop, dtype, check=check)
+        parts = [values(model, name, start, stop, check=check) for model in models]
+        origin = None if base is None else values(base, name, start, stop, check=check)
         if merger.whole:
             parts = [part.reshape(shape) for part in parts]
             origin = None if origin is None else origin.reshape(shape)
         yield Block(parts, origin, name, number)
 
 
+def _pieces(merger: Merger, block: Block) -> Iterator[Block]:
+    """A block in the type to compute in, whole or in pieces."""
+    lead = block.models[0] if block.base is None else block.base
+    dtype, size = working(lead.dtype), max(lead.numel(), 1)
+    step = min(size, PIECE * torch.get_num_threads()) if merger.pieces and lead.device.type == "cpu" else size
+    for start in range(0, size, step):
+        every = [*block.models] if block.base is None else [*block.models, block.base]
+        if step < size:
+            every = [part[start : start + step] for part in every]
+        wide = [part.to(dtype) for part in every]
+        origin = None if block.base is None else wide.pop()
+        yield Block(wide, origin, block.name, block.number)
+
+
 def all_blocks(merger: Merger, names: Sequence[str], models: Sequence[Source], base: Source | None) -> Blocks:
     """The blocks of these tensors, for `measure`, as they are: `merged_blocks` refuses NaN."""
-    return lambda: _ahead(block for name in names for block in _blocks(merger, name, models, base, False))
+
+    def every() -> Iterator[Block]:
+        for block in _ahead(block for name in names for block in _blocks(merger, name, models, base, False)):
+            yield from _pieces(merger, block)
+
+    return every
 
 
 def _ahead(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -163,7 +183,8 @@ def merged_blocks(
     if merger.scope == "tensor":
         found = merger.measure(all_blocks(merger, [name], models, base))
     for block in _ahead(_blocks(merger, name, models, base, True)):
-        merged = merger.combine(block, found).to(dtype)
+        done = [merger.combine(piece, found).to(dtype) for piece in _pieces(merger, block)]
+        merged = torch.cat(done) if len(done) > 1 else done[0]
         if not finite(merged):
             raise ValueError(
                 f"the merged tensor {name!r} does not fit {str(dtype).removeprefix('torch.')}; ask for another dtype"

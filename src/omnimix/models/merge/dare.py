@@ -38,6 +38,7 @@ class DareLinear(TaskArithmetic):
     """DARE, then task arithmetic. density: share kept, one number or one a model. See `TaskArithmetic`."""
 
     name: ClassVar[str] = "dare-linear"
+    pieces: ClassVar[bool] = False
 
     def __init__(
         self,

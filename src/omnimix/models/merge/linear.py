@@ -52,6 +52,7 @@ class Linear(Merger):
     """The weighted sum or mean of whole models. weights: one number a model, default all 1."""
 
     name: ClassVar[str] = "linear"
+    pieces: ClassVar[bool] = True
 
     def __init__(self, weights: Sequence[float] | None = None, *, normalize: bool = True) -> None:
         self.weights = None if weights is None else checked_weights(weights, normalize=normalize)

@@ -13,6 +13,10 @@ BLOCK = 2**20
 """Entries of a tensor that are worked on at once. DARE's masks are drawn block by block: changing it changes them."""
 
 
+PIECE = 2**17
+"""Entries that an element-wise operator combines at once on a thread of the CPU, so that they stay in its cache."""
+
+
 class Source(Protocol):
     """Named tensors that are read block by block."""
 
@@ -63,8 +67,8 @@ def working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def numbers(source: Source, name: str, start: int, stop: int, dtype: torch.dtype, *, check: bool) -> Tensor:
-    """A block as `dtype`; ValueError, if asked to check, where it holds NaN or infinity."""
+def values(source: Source, name: str, start: int, stop: int, *, check: bool) -> Tensor:
+    """A block; ValueError, if asked to check, where it holds NaN or infinity."""
     block = source.block(name, start, stop)
     if check and not finite(block):
         at = int((~block.isfinite()).nonzero()[0])
@@ -72,7 +76,7 @@ def numbers(source: Source, name: str, start: int, stop: int, dtype: torch.dtype
             f"{source.label}: tensor {name!r} holds {block[at].item()} at entry {start + at} of its flattened values; "
             "a merge would spread it. Mend the checkpoint or leave it out"
         )
-    return block.to(dtype)
+    return block
 
 
 def finite(values: Tensor) -> bool:

@@ -44,6 +44,7 @@ class TaskArithmetic(Merger):
     """
 
     name: ClassVar[str] = "task-arithmetic"
+    pieces: ClassVar[bool] = True
     base: ClassVar[Literal["required", "none"]] = "required"
 
     def __init__(self, weights: Sequence[float] | None = None, *, lam: float = 1.0, normalize: bool = False) -> None:

@@ -63,6 +63,7 @@ class Ties(Merger):
     """
 
     name: ClassVar[str] = "ties"
+    pieces: ClassVar[bool] = True
     base: ClassVar[Literal["required", "none"]] = "required"
 
     def __init__(
@@ -165,10 +166,12 @@ def _thresholds(blocks: Blocks, shares: Sequence[float]) -> list[float]:
             count += torch.bincount((bits >> 16).reshape(-1), minlength=2**15).cpu()
     ranks = [int(share * size) or size for share in shares]
     found = [_locate(count, rank) for count, rank in zip(upper, ranks, strict=True)]
-    lower = [torch.zeros(2**16, dtype=torch.int64) for _ in shares]
+    lower = [torch.zeros(2**16 + 2, dtype=torch.int64) for _ in shares]
     for block in blocks():
         for count, (bucket, _), bits in zip(lower, found, _bits(block), strict=True):
-            count += torch.bincount((bits[bits >> 16 == bucket] & 0xFFFF).reshape(-1), minlength=2**16).cpu()
+            inside = bits.sub_(bucket << 16).clamp_(-1, 2**16).add_(1)  # all others at the two ends: no selection
+            count += torch.bincount(inside.reshape(-1), minlength=2**16 + 2).cpu()
+    lower = [count[1:-1] for count in lower]
     whole = [bucket << 16 | _locate(count, rest)[0] for count, (bucket, rest) in zip(lower, found, strict=True)]
     return torch.tensor(whole, dtype=torch.int32).view(torch.float32).tolist()
 
