@@ -17,6 +17,7 @@ from omnimix.core.ratio import Beta, Constant
 from omnimix.networks import create
 from omnimix.samples import objective, operation, pairing, saliency
 from omnimix.samples.label import AttentionLabels, LabelRatio
+from omnimix.samples.operation import Puzzle
 from omnimix.samples.operation.fmix import OwnLabel, SizeBiased
 from omnimix.samples.ratio.uniform_side import UniformSide
 
@@ -131,6 +132,16 @@ def test_an_operation_goes_with_all_the_rest(how, network):
         if how != "stylecutmix":  # it changes the styles on both sides of the mask
             shows_the_samples(fed[-1], batch.x, applied)
     assert max(apart) > 1e-3 or applied.mask is None
+
+
+@pytest.mark.parametrize("how", [how for how in OPERATIONS if how not in ("noise", "resizemix", "snapmix")])
+def test_equal_images_stay_as_they_are(how, network):
+    """But for noise, and where images are resized."""
+    x = torch.rand(1, 2, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).repeat(ROWS, 1, 1, 1)
+    operation = Puzzle(MAPS(), blocks=2, transport=False) if how == "puzzle-mix" else OPERATIONS[how]()
+    method = om.Mix(operation=operation).setup(network, om.Classification(CLASSES))
+    batch = om.Batch(x, torch.arange(ROWS) % CLASSES)
+    torch.testing.assert_close(method.mix(batch, method.recipe(batch)).x, x, atol=1e-5, rtol=1e-5)
 
 
 def follows_the_labels(labels, applied, op):

@@ -35,3 +35,14 @@ def test_coverage_holds_every_method_once_an_axis():
         assert sorted(name for names in found[axis].values() for name in names) == sorted(PLACES)
     assert found["sample"]["generating"] == []
     assert found["sample"]["K samples"] == ["mosaic"]
+
+
+def test_the_mixers_of_openmixup_are_here():
+    """Its names, as ours; of its 25, MergeMix and the label policy TL-Align are not."""
+    theirs = {
+        *("mixup", "cutmix", "manifold-mixup", "fmix", "smoothmix", "gridmix", "resizemix", "saliencymix", "augmix"),
+        *("attentivemix", "puzzle-mix", "alignmixup", "snapmix", "guidedmixup", "automix", "samix", "adautomix"),
+        *("transmix", "tokenmix", "mixpro", "smmix", "decoupled-mixup", "sumix"),
+    }
+    assert len(theirs) == 23
+    assert theirs <= set(PLACES)

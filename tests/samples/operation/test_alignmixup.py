@@ -74,6 +74,19 @@ def test_balanced_rows_and_columns_sum_to_one_at_any_scale(size, scale):
         torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-3, rtol=0)
 
 
+def test_the_assignment_is_that_of_the_authors_code():
+    """Recorded from `SinkhornDistance` of shashankvkt/AlignMixup_CVPR22 @ ec01a68, times the number of cells."""
+    n = torch.arange(120, dtype=torch.float64)
+    a = 1.5 * ((n * 12.9898).sin() * 43758.5453).frac().abs().float().view(2, 5, 3, 4)
+    b = 0.9 * a.flip(1).roll(1, 3)
+    weights = assignment(a, b, marginals="reference")
+    assert weights[0, 0, :4].tolist() == pytest.approx([1e-6, 0.915469, 0.0, 0.0], abs=2e-6)
+    assert weights[1, 7, :4].tolist() == pytest.approx([0.001345, 0.0, 2e-6, 0.0], abs=2e-6)
+    place = torch.arange(288, dtype=torch.float64)
+    weigh = ((place * 12.9898).sin() * 43758.5453).frac().abs().float().view(2, 12, 12).flip(1)
+    assert float((weights * weigh).sum()) == pytest.approx(10.647057, abs=2e-5)
+
+
 def test_reference_marginals_are_right_in_columns_only():
     weights = assignment(maps(channels=64), maps(channels=64, seed=1), marginals="reference")
     ones = torch.ones(4, 16)

@@ -76,6 +76,19 @@ def test_the_mask_by_hand():
     torch.testing.assert_close(block(z, recipe)[:, 1], (scores @ value)[:, :, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_exchanged_samples_do_not_exchange_their_masks():
+    """The block sees the partner's content only: nothing may rely on the masks of the exchanged pair."""
+    method, (x, y) = ready("samix", Net()), data()
+    method.loss(method.given.model, (x, y))
+    for part in (method._block.query, method._block.key):
+        nn.init.normal_(part.weight, generator=draw())
+    share = torch.tensor([[0.3, 0.7], [0.7, 0.3]])
+    recipe = Recipe(torch.tensor([[0, 1], [1, 0]]), share)
+    first, second = method.masks(method._look(x[:2])[0], recipe, x[:2])
+    torch.testing.assert_close(first.sum(dim=0), torch.ones_like(first[0]))
+    assert not torch.allclose(first[0], second[1], atol=1e-5)
+
+
 def test_dropped_values():
     z, recipe = (
         torch.randn(64, 4, 9, generator=draw()),
