@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from omnimix.models.experts.base import train_only
+from omnimix.models.experts.base import Slot, train_only
 from omnimix.models.experts.mergeme import (
     Body,
     HeterogeneousMixture,
@@ -160,6 +160,21 @@ def test_perplexities_by_hand():
     chosen, weight = top_k(torch.tensor([0.0, 2.0, 1.0]), 2)
     assert chosen.tolist() == [1, 2]
     torch.testing.assert_close(weight, torch.tensor([2.0, 1.0]).softmax(0))
+
+
+@pytest.mark.parametrize("rule", ["perplexity", "posterior", "uniform"])
+def test_weights_sum_to_one_over_the_best_and_are_the_same_in_every_layer(rule):
+    nats, size = -30 * torch.rand(6, 4, generator=seeded(3)), torch.tensor([9, 9, 1, 5, 0, 2])
+    for k in (1, 2, 4):
+        weights = gate_weights(nats, size, rule=rule, k=k)
+        torch.testing.assert_close(weights.sum(1), torch.ones(6))
+        known = size > 0
+        assert ((weights > 0).sum(1)[known] == k).all()
+        best = nats.argsort(descending=True) if rule != "uniform" else torch.arange(4).expand(6, 4)
+        assert all({*best[i, :k].tolist()} == {*weights[i].nonzero()[:, 0].tolist()} for i in range(6) if known[i])
+    base = small()
+    made = mixture(base, [moved(base, 1), moved(base, 2)])
+    assert len({id(part.route) for part in made.modules() if isinstance(part, Slot)}) == 1
 
 
 def test_likelihoods_are_of_the_prompt_alone():

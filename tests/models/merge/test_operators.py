@@ -328,3 +328,39 @@ def test_pieces_that_fit_the_cache_change_nothing(merger, dtype, monkeypatch):
     assert all(torch.equal(value, again[name]) for name, value in merged.items())  # DARE drops the same, too
     most = max(block.models[0].numel() for block in seen)
     assert most == (4 if merger.pieces else max(value.numel() for value in base.values()))
+
+
+def test_regmean_without_correlations_weights_inputs_by_their_squares():
+    weights = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])]
+    grams = [torch.tensor([[3.0, 1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.5], [0.5, 4.0]])]
+    close(merge.regmean(weights, grams, shrink=0.0), torch.tensor([[6 / 4, 18 / 5]]))
+
+
+@pytest.mark.parametrize(
+    "merger",
+    [merge.TaskArithmetic(), merge.Ties(density=0.5, trim="tensor"), merge.Ties(density=1.0), merge.DareTies()],
+    ids=lambda m: m.name,
+)
+def test_the_base_as_a_model_changes_nothing(merger):
+    base, one = random_states(2)
+    alone, beside = merger([one], base), merger([one, base], base)
+    for name, value in alone.items():
+        close(beside[name], value)
+
+
+def test_changes_of_one_sign_have_their_mean_and_the_order_does_not_matter():
+    changes = [torch.tensor([0.5, -2.0, 1.0]), torch.tensor([1.5, -1.0, 4.0])]
+    close(merge.ties(changes, torch.zeros(3), density=1.0), torch.tensor([1.0, -1.5, 2.5]))
+    for one in (merge.ties, merge.task_arithmetic):
+        close(one(changes, torch.ones(3)), one(changes[::-1], torch.ones(3)))
+
+
+@pytest.mark.parametrize("kind", [merge.Ties, merge.DareLinear, merge.DareTies])
+def test_a_bias_of_one_entry_passes_every_trimming(kind):
+    base, models = {"b": torch.tensor([1.0])}, [{"b": torch.tensor([1.5])}]
+    found = {float(kind(density=0.25, **how)(models, base)["b"]) for how in trimmings(kind)}
+    assert found == ({1.5} if kind is merge.Ties else {1.0, 3.0})  # kept; dropped, or kept and divided by .25
+
+
+def trimmings(kind):
+    return [{"trim": "model"}, {"trim": "tensor"}] if kind is merge.Ties else [{"seed": seed} for seed in range(20)]
