@@ -9,7 +9,7 @@ import torch
 from omnimix.compare import engine
 from omnimix.compare.engine import shared_fractions
 from omnimix.compare.jobs import execute, units
-from omnimix.compare.run import make_plan
+from omnimix.compare.run import default_workers, make_plan
 from omnimix.compare.spec import settings
 from omnimix.compare.store import Failure, Run
 from omnimix.core import registry
@@ -161,3 +161,24 @@ def test_the_seeds_of_a_method_are_shared_out_among_the_workers():
     for unit in units(jobs, plan, 2):
         for run in execute(unit, plan):
             assert run.metrics == whole[run.key].metrics
+
+
+@pytest.mark.slow
+def test_a_run_may_take_several_devices(tmp_path):
+    plan, jobs = plan_of(("erm",), (0,))
+    asked = replace(jobs[0].budget, devices=2, batch_size=10, accelerator="cpu", optimizer="sgd", drop_last=True)
+    alone, shared = (replace(jobs[0], budget=replace(asked, devices=n)) for n in (1, 2))
+    found = []
+    for job in (alone, shared):  # the second in processes of a process of the engine
+        with shared_fractions(1) as fractions:
+            (outcome,) = next(iter(engine.run([(job,)], plan, workers=1, engine="local", fractions=fractions)))
+        assert isinstance(outcome, Run), outcome
+        found.append(outcome.metrics["rmse"])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)  # of plain training, up to rounding
+
+
+def test_runs_on_several_devices_leave_room_for_each_other(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    plan = plan_of(("erm",))[0]
+    shared = replace(plan.protocol, budget=replace(plan.protocol.budget, devices=4))
+    assert (default_workers(plan), default_workers(replace(plan, protocol=shared))) == (8, 2)

@@ -148,6 +148,14 @@ def compare(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Rows of a training step.", rich_help_panel=TRAINING)] = None,
     lr: Annotated[float | None, typer.Option(help="The learning rate.", rich_help_panel=TRAINING)] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Train every run on so many devices (GPUs; without them, processes), each with its part of every "
+            "batch.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     tune: Annotated[
         int | None,
         typer.Option(
@@ -242,6 +250,7 @@ def compare(
             "epochs": epochs,
             "batch": batch,
             "lr": lr,
+            "devices": devices,
             "label_noise": label_noise,
             "noise_seed": noise_seed,
             "baseline": baseline,

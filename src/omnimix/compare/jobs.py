@@ -349,8 +349,9 @@ def _run(job: Job, plan: Plan, progress: Callable[[float], None] | None) -> Run 
 
     try:
         given = _given(job, plan)
+        shown = tell if job.budget.devices == 1 else None  # several train in processes of their own
         done = fit(
-            given.method, given.model, given.data, job.budget, seed=job.seed, checkpoint=checkpoint, progress=tell
+            given.method, given.model, given.data, job.budget, seed=job.seed, checkpoint=checkpoint, progress=shown
         )
         return _scored(job, plan, given, done)
     except Exception as error:

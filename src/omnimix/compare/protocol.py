@@ -188,6 +188,7 @@ def adjust(
     epochs: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
+    devices: int | None = None,
     selection: str | None = None,
     batch_norm: BatchNorm | None = None,
 ) -> Protocol:
@@ -196,7 +197,7 @@ def adjust(
     if selection is not None and selection not in rules:
         known = f"the protocol {protocol.name!r} selects by {', '.join(rules)}; got selection = {selection!r}"
         raise ValueError(known if protocol.by_domain else f"{known} (more rules: --protocol domains)")
-    asked: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": lr}
+    asked: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": lr, "devices": devices}
     budget = replace(protocol.budget, **{name: value for name, value in asked.items() if value is not None})
     return replace(
         protocol,

@@ -166,6 +166,7 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
         epochs=settings.epochs,
         batch=settings.batch,
         lr=settings.lr,
+        devices=settings.devices,
         selection=settings.selection,
         batch_norm=settings.batch_norm,
     )
@@ -195,10 +196,12 @@ def make_plan(settings: Settings, source: Source | None = None) -> tuple[Setting
 
 
 def default_workers(plan: Plan) -> int:
-    """One process a core; one in all where a GPU does the work."""
+    """One run a core, or as many as their devices take; one in all where GPUs do the work."""
     from joblib import cpu_count
 
-    return 1 if device_kind(plan.source, plan.protocol) == "gpu" else int(cpu_count())
+    if device_kind(plan.source, plan.protocol) == "gpu":
+        return 1
+    return max(1, cpu_count() // plan.protocol.budget.devices)
 
 
 def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folder: Path) -> Result:

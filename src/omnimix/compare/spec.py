@@ -210,6 +210,7 @@ class Settings(BaseModel):
     epochs: int | None = Field(None, ge=1, lt=2**31)
     batch: int | None = Field(None, ge=1, lt=2**31)
     lr: float | None = Field(None, gt=0)
+    devices: int | None = Field(None, ge=1)
     label_noise: float = Field(0.0, ge=0, le=1)
     noise_seed: int = Field(0, ge=0)
     tune: int = Field(0, ge=0, le=10_000)

@@ -5,6 +5,7 @@ with it.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -132,6 +133,8 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    # Processes that this one starts, for runs on several devices, cannot be told to start others as loky does.
+    multiprocessing.set_start_method("spawn", force=True)
 
 
 def _in_worker(place: int, unit: Unit, work: Work, fractions: np.ndarray) -> tuple[int, Outcome]:
