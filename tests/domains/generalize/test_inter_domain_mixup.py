@@ -35,6 +35,21 @@ def test_ranks_meet_in_the_next_domain():
     assert seen == {5, 7}
 
 
+def test_a_table_of_more_domains_than_the_batch_changes_nothing_but_the_draws():
+    domain = torch.tensor([7, 3, 7, 5, 3, 7, 5, 3, 7])
+    batch = om.Batch(torch.zeros(9, 1), torch.zeros(9), domain)
+    known, rings = NextDomain(), set()
+    known.prepare(om.Table(domain=torch.arange(12)), draw())
+    alike = NextDomain()
+    alike.prepare(om.Table(domain=torch.tensor([3, 5, 7])), draw())
+    for seed in range(20):
+        partner = known(batch, draw(seed))[:, 1]
+        assert torch.equal(partner, NextDomain()(batch, draw(seed))[:, 1])  # 9 places either way
+        rings.add(int(domain[partner[1]]))
+        assert len(set(domain[alike(batch, draw(seed))[:, 1]].tolist())) == 3
+    assert rings == {5, 7}
+
+
 def test_two_domains_swap_and_one_stays():
     assert pair([0, 0, 1, 1]).tolist() == [2, 3, 0, 1]
     assert pair([4, 4, 4]).tolist() == [0, 1, 2]
@@ -76,3 +91,5 @@ def test_contract_and_refusals():
     model = nn.Linear(2, 3)
     with pytest.raises(ValueError, match="domain of every sample"):
         make(model).loss(model, (torch.zeros(2, 2), torch.zeros(2).long()))
+    with pytest.raises(ValueError, match="only 3 of them"):
+        make(model).loss(model, om.Batch(torch.zeros(4, 2), torch.zeros(4).long(), torch.arange(4)))

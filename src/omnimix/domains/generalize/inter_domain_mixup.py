@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...core.batch import Batch
 from ...core.checks import positive
+from ...core.distinct import distinct
 from ...core.method import Mix
 from ...core.pairing import InBatch
 from ...core.random import permutation
@@ -22,6 +23,8 @@ from ...core.ratio import Beta
 from ...core.recipe import Recipe
 from ...core.registry import register
 from ...core.search import Log
+from ...core.table import Table
+from . import base
 
 
 class NextDomain(InBatch):
@@ -30,10 +33,20 @@ class NextDomain(InBatch):
     The order of the domains is drawn; a batch of one domain stays unmixed.
     """
 
+    most: int | None = None
+    """How many domains the training set has, where it is known."""
+
+    def prepare(self, table: Table | None, generator: torch.Generator) -> None:
+        self.most = len(torch.unique(table["domain"])) if table is not None and "domain" in table else None
+
     def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        _, place, count = torch.unique(_domain(batch), return_inverse=True, return_counts=True)
-        order = permutation(len(count), generator).to(place.device)
-        after = torch.empty_like(order).scatter_(0, order, order.roll(-1))[place]
+        domain = _domain(batch)
+        if self.most is not None and domain.device.type in base.AT_ONCE and len(found := torch.unique(domain)) > self.most:
+            raise ValueError(f"the batch holds domains {found.tolist()}, the training table only {self.most} of them")
+        _, place, count = distinct(domain, self.most)
+        drawn, there = permutation(len(count), generator).to(place.device), count > 0
+        order = drawn[torch.argsort((~there)[drawn].long(), stable=True)]  # the domains of the batch first
+        after = order[(torch.argsort(order) + 1) % there.sum()][place]
         by_domain, start = torch.argsort(place, stable=True), count.cumsum(0) - count
         rank = torch.argsort(by_domain) - start[place]
         return by_domain[start[after] + rank % count[after]].unsqueeze(1)
@@ -65,6 +78,6 @@ class InterDomainMixup(Mix):
 
     def recipe(self, batch: Batch) -> Recipe:
         partner = self.pairing(batch, self.generator)
-        place = torch.unique(_domain(batch), return_inverse=True)[1]
+        place = distinct(_domain(batch))[1]
         share = self.draw_share(len(batch), 2).to(batch.device)
         return Recipe(partner, share[place])  # as many draws as samples, so that nobody waits for a count
