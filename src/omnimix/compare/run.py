@@ -201,7 +201,7 @@ def default_workers(plan: Plan) -> int:
 
     if device_kind(plan.source, plan.protocol) == "gpu":
         return 1
-    return max(1, cpu_count() // plan.protocol.budget.devices)
+    return max(1, int(cpu_count()) // plan.protocol.budget.devices)
 
 
 def collect(settings: Settings, plan: Plan, jobs: list[Job], store: Store, folder: Path) -> Result:
