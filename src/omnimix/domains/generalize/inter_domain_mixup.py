@@ -41,7 +41,11 @@ class NextDomain(InBatch):
 
     def partners(self, batch: Batch, generator: torch.Generator) -> Tensor:
         domain = _domain(batch)
-        if self.most is not None and domain.device.type in base.AT_ONCE and len(found := torch.unique(domain)) > self.most:
+        if (
+            self.most is not None
+            and domain.device.type in base.AT_ONCE
+            and len(found := torch.unique(domain)) > self.most
+        ):
             raise ValueError(f"the batch holds domains {found.tolist()}, the training table only {self.most} of them")
         _, place, count = distinct(domain, self.most)
         drawn, there = permutation(len(count), generator).to(place.device), count > 0
