@@ -5,11 +5,12 @@
 
 All rows run in turn in one process, on the CPU, from the same float batch to mixed inputs and soft labels; times are
 medians in ms (and minima, which a busy machine disturbs less), with one thread those of the processor. timm and
-openmixup mix in place, so they get a fresh copy of the batch each turn, made outside the timed part. kornia gives
-labels as ids, rows and shares. Saliency maps are given: the passes through the network that find them are in
-step_time.py. Peers that are not installed, or whose call fails, are left out and named. DIR: checkouts of authors'
-code, see references.py; --objectives compares what the masks of Puzzle Mix and Co-Mixup cost, ours and theirs, instead
-of times.
+openmixup mix in place: they get a fresh copy of the batch each turn, made outside the timed part, and are compared
+with what omnimix takes with inplace=True; "input kept" is timm with the copy that a loop needs which goes on using
+its batch, compared with what omnimix does unless told. kornia gives labels as ids, rows and shares. Saliency maps are
+given: the passes through the network that find them are in step_time.py. Peers that are not installed, or whose call
+fails, are left out and named. DIR: checkouts of authors' code, see references.py; --objectives compares what the
+masks of Puzzle Mix and Co-Mixup cost, ours and theirs, instead of times.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ from omnimix.samples.operation import (
 )
 
 CLASSES, OURS, TURN = 100, "omnimix", 0.2
+IN_PLACE, KEPT = "omnimix in place", ", input kept"
 Call = Callable[[Tensor, Tensor], Any]
 Row = tuple[str, str, str]  # operation, mode, who
 MODES = {"batch": False, "sample": True}
@@ -126,6 +128,11 @@ def ours() -> dict[Row, Call]:
     calls = {
         (name, mode, OURS): function(op, per_sample=flag) for name, op in STATIC.items() for mode, flag in MODES.items()
     }
+    for name in ("mixup", "cutmix"):
+        calls |= {
+            (name, mode, IN_PLACE): function(STATIC[name], per_sample=flag, inplace=True)
+            for mode, flag in MODES.items()
+        }
     for name, (op, options) in WITH_MAPS.items():
         for mode, flag in MODES.items():
             if (name in BY_BATCH and flag) or (name in BY_SAMPLE and not flag):
@@ -150,11 +157,22 @@ def torchvision() -> dict[Row, Call]:
 def timm() -> dict[Row, Call]:
     mixer = importlib.import_module("timm.data").Mixup
     alphas = {"mixup": (1.0, 0.0), "cutmix": (0.0, 1.0)}
-    return {
-        (name, mode, f"timm {how}"): mixer(a, b, mode=how, label_smoothing=0.0, num_classes=CLASSES)
-        for name, (a, b) in alphas.items()
-        for mode, how in (("batch", "batch"), ("sample", "elem"))
-    }
+    calls: dict[Row, Call] = {}
+    for name, (a, b) in alphas.items():
+        for mode, how in (("batch", "batch"), ("sample", "elem")):
+            mix = mixer(a, b, mode=how, label_smoothing=0.0, num_classes=CLASSES)
+            calls[name, mode, f"timm {how}"] = mix
+            calls[name, mode, f"timm {how}{KEPT}"] = on_a_copy(mix)
+    return calls
+
+
+def on_a_copy(mix: Call) -> Call:
+    return lambda x, y: mix(x.clone(), y)
+
+
+def in_place(who: str) -> bool:
+    """Whether a mixer writes over the batch that it is given."""
+    return who == IN_PLACE or (who.startswith(("timm", "openmixup")) and not who.endswith(KEPT))
 
 
 def kornia() -> dict[Row, Call]:
@@ -199,7 +217,7 @@ def measure(calls: dict[Row, Call], size: int, side: int, repeats: int) -> dict[
     counts, most, order = dict.fromkeys(calls, 1), max(1, 2**23 // x.numel()), random.Random(2)
     for turn in range(repeats + 1):
         for row in order.sample(list(calls), len(calls)):
-            batch = x.clone() if row[2].startswith(("timm", "openmixup")) else x
+            batch = x.clone() if in_place(row[2]) else x
             start = now()
             for _ in range(counts[row]):
                 calls[row](batch, y)
@@ -216,15 +234,21 @@ def summarise(side: int, times: dict[Row, list[float]]) -> list[dict[str, Any]]:
     for (operation, mode, who), ms in found.items():
         row: dict[str, Any] = {"side": side, "operation": operation, "per": mode, "who": who, "ms": round(ms, 3)}
         row["min_ms"] = round(min(times[operation, mode, who]), 3)
-        peers = [t for (o, m, w), t in found.items() if (o, m) == (operation, mode) and w != OURS]
-        if who == OURS and peers:
+        others = [(w, t) for (o, m, w), t in found.items() if (o, m) == (operation, mode) and w not in (OURS, IN_PLACE)]
+        peers = [t for w, t in others if in_place(w) == in_place(who)]
+        if who in (OURS, IN_PLACE) and peers:
             row["best_peer_over_ours"] = round(min(peers) / ms, 2)
         if mode == "sample":
-            batch = [t for (o, m, w), t in found.items() if o == operation and m == "batch" and w[:4] == who[:4]]
+            batch = [t for (o, m, w), t in found.items() if (o, m) == (operation, "batch") and alike(w, who)]
             if batch:
                 row["sample_over_batch"] = round(ms / batch[0], 2)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["operation"], row["per"]))
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two rows are of one mixer: timm's modes have names of their own."""
+    return one.replace("batch", "elem") == other.replace("batch", "elem")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
