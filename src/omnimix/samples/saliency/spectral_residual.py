@@ -31,9 +31,10 @@ def spectral_residual(x: Tensor, side: int = 64) -> Tensor:
     spectrum = torch.fft.fftn(grey, dim=axes)
     amplitude = spectrum.abs()
     floor = 1e-6 * amplitude.amax(dim=axes, keepdim=True) + torch.finfo(torch.float32).tiny
-    residual, phase = (amplitude + floor).log(), spectrum.angle()
+    residual = (amplitude + floor).log()
     residual = residual - filtered(residual, residual.new_full((3,), 1 / 3))
-    maps = torch.fft.ifftn(torch.polar(residual.exp(), phase), dim=axes).abs().square()
+    phase = torch.where(amplitude > 0, spectrum / amplitude, 1.0)
+    maps = torch.fft.ifftn(residual.exp() * phase, dim=axes).abs().square()
     spread = SPREAD * max(maps.shape[2:])
     reach = max(1, round(2 * spread))
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / spread) ** 2)
