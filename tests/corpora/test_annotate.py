@@ -231,7 +231,7 @@ def strict(documents):
         ("d.jsonl", Gives(x=lambda d: [0] * (len(d) + 1)), "line 1: Gives: column 'x' has 2 values for 1 documents"),
         ("d.jsonl", Gives(text=lambda d: [0] * len(d)), "line 1: Gives: column 'text' is in the documents already"),
         ("d.jsonl", Gives(x=lambda d: [float("nan")] * len(d)), "line 1: JSON cannot hold it"),
-        ("d.arrow", Gives(x=lambda d: [1, "a"] * (len(d) // 2)), "row 1 to row 4: the values of 'x' have no common"),
+        ("d.arrow", Gives(x=lambda d: [1, "a"] * (len(d) // 2)), "row 2: column 'x' is 'a'; the rows before have another"),
         ("d.jsonl", Together([Gives(x=len), Gives(x=len)]), "two annotators give a column 'x'"),
     ],
 )
@@ -351,3 +351,38 @@ def test_the_same_call_goes_on_with_an_annotator_that_was_used(tmp_path):
     assert asks.counts["asked"] == 50
     again = pickle.loads(pickle.dumps(learned))
     assert np.array_equal(again.probabilities(ROWS), learned.probabilities(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2, 10**30], r"a.parquet, row 3: column 'new' is 1000000000000000000000000000000; Arrow cannot hold it"),
+        ([1, 2, "x"], r"a.parquet, row 3: column 'new' is 'x'; the rows before have another type"),
+        ([None, 1, [1]], r"a.parquet, row 3: column 'new' is \[1\]; the rows before have another type"),
+    ],
+)
+@pytest.mark.parametrize(("batch", "chunk"), [(4, 4), (1, 4), (1, 1)])
+def test_values_that_arrow_cannot_hold_are_named(values, message, batch, chunk, tmp_path):
+    class Picks:
+        def annotate(self, documents):
+            return {"new": [values[d["number"]] for d in documents]}
+
+    write(tmp_path / "a.parquet", ROWS[:3])
+    with pytest.raises(ValueError, match=message):
+        annotate(tmp_path / "a.parquet", Picks(), tmp_path / "out", identity="picks", batch=batch, chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"q": ' + "[" * 100_000 + "]" * 100_000 + "}", r"line 2: not a JSON object \(it is nested too deeply"),
+        ('{"q": ' + "9" * 5000 + "}", "line 2: not a JSON object .*digits"),
+        ('{"q": ' + "9" * 400 + "}", "line 2: document 0: column 'q' must hold a number, got 9999"),
+    ],
+)
+def test_lines_that_python_cannot_hold_are_named(line, message, tmp_path):
+    from omnimix.corpora.score import QualityColumns
+
+    (tmp_path / "a.jsonl").write_text('{"q": 1}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        annotate(tmp_path / "a.jsonl", QualityColumns("q"), tmp_path / "out")

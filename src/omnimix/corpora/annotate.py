@@ -10,6 +10,7 @@ one that was not. Memory does not grow with the corpus: some thousand rows are h
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -212,11 +213,21 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def fingerprint(annotator: Annotator) -> str:
-    """The class of an annotator, and a hash of what is in it."""
-    from joblib.externals.loky.backend.reduction import dumps  # also takes classes of a script
+    """The class of an annotator, and a hash of what is in it.
 
-    kind = type(annotator)
-    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(dumps(annotator)).hexdigest()[:16]}"
+    What use changes is left out where a part has a method `contents()`, whose value stands for it.
+    """
+    from joblib.externals.loky.backend.reduction import get_loky_pickler  # also takes classes of a script
+
+    class Hashed(get_loky_pickler()):  # type: ignore[misc]
+        def reducer_override(self, part: Any) -> Any:
+            if not isinstance(part, type) and callable(getattr(part, "contents", None)):
+                return dict, (part.contents(),)
+            return super().reducer_override(part)
+
+    body, kind = io.BytesIO(), type(annotator)
+    Hashed(body).dump(annotator)
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(body.getvalue()).hexdigest()[:16]}"
 
 
 def fingerprint_of(*saved: str | Path) -> str:
@@ -308,11 +319,13 @@ def _chunks(
 ) -> Iterator[tuple[int, int, bytes]]:
     """First row, number of rows and bytes of the chunks after `skip` rows; an empty file has one of no rows."""
     pieces: list[Any] = []
+    types: dict[str, Any] = {}
     first, count, size = skip, 0, 0
     for places, rows, share in kind.batches(job.batch, skip):
         documents = kind.documents(rows)
         columns = _annotated(annotator, documents, file, places)
         piece = kind.piece(rows, columns, job.keep, places)
+        types = kind.joined(types, piece, columns, places)
         pieces.append(piece)
         count, size = count + len(places), size + kind.size(piece)
         progress(share)
@@ -330,16 +343,16 @@ def _annotated(
     try:
         columns = annotated(annotator, documents)
         return {n: [v.tolist() if hasattr(v, "tolist") else v for v in values] for n, values in columns.items()}
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         for document, place in zip(documents, places, strict=True):
             if (fault := _fault(annotator, document)) is not None:
                 raise ValueError(f"{file}, {place}: {fault}") from error
         raise ValueError(f"{file}, {places[0]} to {places[-1]}: {error}") from error
 
 
-def _fault(annotator: Annotator, document: Mapping[str, Any]) -> ValueError | None:
+def _fault(annotator: Annotator, document: Mapping[str, Any]) -> Exception | None:
     try:
         annotated(annotator, [document])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         return error
     return None

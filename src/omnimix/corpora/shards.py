@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..core.random import integers
+from .annotation import shown
 from .proxy.documents import JSON_LINES, PARQUET, READ, count_rows, ipc_file, objects, record_batches, schema_of
 
 BLOCK = 2**20
@@ -83,6 +84,11 @@ class Lines:
                 one[name] = value
         lines = [self._line(*one, keep) for one in zip(rows, new, places, strict=True)]
         return "".join(line + "\n" for line in lines).encode()
+
+    def joined(
+        self, types: dict[str, Any], piece: bytes, columns: Mapping[str, list[Any]], places: Sequence[str]
+    ) -> dict[str, Any]:
+        return {}
 
     def nothing(self, keep: Sequence[str] | None) -> list[bytes]:
         return []
@@ -158,13 +164,49 @@ class Records:
         import pyarrow as pa
 
         table = self._kept(rows, keep)
-        try:
-            for name, values in columns.items():
+        for name, values in columns.items():
+            try:
                 table = table.append_column(name, pa.array(values))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            span = f"{places[0]} to {places[-1]}"
-            raise ValueError(f"{self.file}, {span}: the values of {name!r} have no common type ({error})") from None
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # noqa: PERF203
+                raise self._misfit(name, values, places) from None
         return table
+
+    def _misfit(self, name: str, values: Sequence[Any], places: Sequence[str]) -> ValueError:
+        """The error that tells the first value which Arrow cannot hold, or not with those before it."""
+        import pyarrow as pa
+
+        for n in range(1, len(values) + 1):
+            for some, why in (
+                (values[n - 1 : n], "Arrow cannot hold it"),
+                (values[:n], "the rows before have another type"),
+            ):
+                try:
+                    pa.array(some)
+                except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:  # noqa: PERF203
+                    got = shown(values[n - 1])
+                    return ValueError(f"{self.file}, {places[n - 1]}: column {name!r} is {got}; {why} ({error})")
+        raise AssertionError(name)
+
+    def joined(
+        self, types: dict[str, Any], piece: Any, columns: Mapping[str, list[Any]], places: Sequence[str]
+    ) -> dict[str, Any]:
+        """The types of the new columns of all pieces so far; ValueError for one that goes with no common type."""
+        import pyarrow as pa
+
+        found = dict(types)
+        for name in columns:
+            now = pa.schema([piece.schema.field(name)])
+            try:
+                found[name] = (
+                    now if name not in types else pa.unify_schemas([types[name], now], promote_options="permissive")
+                )
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                at = next(i for i, value in enumerate(columns[name]) if value is not None)
+                raise ValueError(
+                    f"{self.file}, {places[at]}: column {name!r} is {shown(columns[name][at])}; the rows before have "
+                    f"another type ({error})"
+                ) from None
+        return found
 
     def nothing(self, keep: Sequence[str] | None) -> list[Any]:
         """The piece of a file without rows; it has no new columns, as nothing tells their types."""

@@ -61,6 +61,30 @@ def test_encoder_rows_do_not_depend_on_their_batch(folder):
     assert np.array_equal(again(given), first)
 
 
+def test_a_fingerprint_does_not_change_with_use_but_with_weights_and_words(folder):
+    from omnimix.corpora.annotate import fingerprint
+    from omnimix.corpora.discover.regroup import Groups
+
+    given = documents(4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        used, fresh = Encoder(folder), Encoder(folder)
+    groups = [Groups(np.eye(2, 24, dtype=np.float32), embedder=one) for one in (used, fresh)]
+    groups[0].annotate(given)
+    assert fingerprint(groups[0]) == fingerprint(groups[1])
+    used.length = 7
+    assert fingerprint(groups[0]) != fingerprint(groups[1])
+    used.length = fresh.length
+    used.tokenizer.add_tokens(["new"])
+    assert fingerprint(groups[0]) != fingerprint(groups[1])
+    labelled = TaxonomyClassifier(TOPIC, TransformerClassifier(small(), 3, tokenizer=folder))
+    before = fingerprint(labelled)
+    labelled.model.probabilities([one["text"] for one in given])
+    assert fingerprint(labelled) == before
+    next(labelled.model.model.parameters()).data[0, 0] += 1
+    assert fingerprint(labelled) != before
+
+
 def test_pooling_leaves_padding_out():
     hidden = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])

@@ -126,6 +126,10 @@ def test_subwords_are_learned_kept_and_read_again(corpus, tmp_path):
         ('{"domain": "a", "text": "x"}\nnot json\n', r"line 2: not a JSON object"),
         ('{"domain": null, "text": "x"}\n', r"row 1: column 'domain' must hold a domain"),
         ('{"domain": "a", "text": 7}\n', r"row 1: column 'text' must hold text, got 7"),
+        (
+            '{"domain": "a", "text": "x"}\n{"a": ' + "[" * 100_000,
+            r"line 2: not a JSON object \(it is nested too deeply",
+        ),
     ],
 )
 def test_bad_rows_are_named(content, message, tmp_path):
@@ -133,6 +137,23 @@ def test_bad_rows_are_named(content, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         pack(tmp_path / "d.jsonl", tmp_path / "p")
     assert not (tmp_path / "p" / "packed.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2**70], r"row 2: column 'tokens' must hold a list of token ids, got \[1, 1180591620717411303424\]"),
+        ([1, "x"], "row 2: column 'tokens' must hold a list of token ids"),
+        ([1, [2]], "row 2: column 'tokens' must hold a list of token ids"),
+        ([1, 2.5], "row 2: column 'tokens' must hold a list of token ids"),
+        ([1, 10], r"row 2: token ids must be integers in 0..9, got 1..10"),
+    ],
+)
+def test_bad_token_ids_are_named(ids, message, tmp_path):
+    rows = [{"domain": "a", "tokens": [1, 2]}, {"domain": "a", "tokens": ids}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        pack(tmp_path / "d.jsonl", tmp_path / "p", columns=Columns(text=None, tokens="tokens"), vocabulary=10)
 
 
 def test_bad_arguments_are_refused(corpus, tmp_path):

@@ -7,6 +7,7 @@ semantic analysis", JASIS 1990; scikit-learn computes both. Cost: a few ms a doc
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -199,8 +200,30 @@ class Encoder:
     def from_state(cls, state: dict[str, Any]) -> Encoder:
         return cls(**state)
 
+    def contents(self) -> dict[str, Any]:
+        """All that decides its rows, and nothing that they change."""
+        return {**self.state_dict(), "folder": None, **contents(self.model, self.tokenizer)}
+
 
 EMBEDDERS: dict[str, Any] = {"tfidf-svd": TfidfSVD, "encoder": Encoder}
+
+
+def contents(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Hashes of the weights of a transformers model, and of a tokenizer without what its last call has set."""
+    shape = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    total = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    for name, value in model.state_dict().items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        words = dict(sorted(tokenizer.get_vocab().items()))
+    else:
+        words = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    facts = [type(tokenizer).__name__, words, tokenizer.special_tokens_map, tokenizer.padding_side]
+    return {
+        "model": total.hexdigest(), "tokenizer": hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+    }  # fmt: skip
 
 
 def pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...core import random
 from ...core.checks import at_least, in_unit, non_negative, positive
-from .embed import CHARACTERS, Array, library
+from .embed import CHARACTERS, Array, contents, library
 
 
 class TransformerClassifier:
@@ -125,16 +125,20 @@ class TransformerClassifier:
         """As transformers does: config.json, safetensors, the tokenizer; and our settings."""
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
-        settings = {
-            name: getattr(self, name)
-            for name in ("classes", "length", "batch", "at_once", "lr", "epochs", "warmup", "weight_decay")
-        }
-        (folder / "omnimix.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (folder / "omnimix.json").write_text(json.dumps(self._settings(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device | None = None) -> TransformerClassifier:
         """What `save` wrote."""
         return cls(folder, **json.loads((folder / "omnimix.json").read_text(encoding="utf-8")), device=device)
+
+    def contents(self) -> dict[str, Any]:
+        """All that decides its probabilities, and nothing that they change."""
+        return {**self._settings(), **contents(self.model, self.tokenizer)}
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("classes", "length", "batch", "at_once", "lr", "epochs", "warmup", "weight_decay")
+        return {name: getattr(self, name) for name in names}
 
     def _tokens(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..annotation import shown
+
 READ = 256
 """Documents that are read at a time."""
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson")
@@ -44,10 +46,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Documents:
-    """Some documents: their domains, and their texts or token ids."""
+    """Some documents: their domains, their texts or token ids, and where they stand."""
 
     domains: list[str]
     contents: list[Any]
+    places: list[str]
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -81,23 +84,25 @@ def read_documents(files: Sequence[Path], columns: Columns) -> Iterator[Document
         read = _json_lines if file.name.endswith(JSON_LINES) else _record_documents
         row = 0
         for domains, contents in read(file, columns):
-            for domain, content in zip(domains, contents, strict=True):
-                row += 1
-                wanted = str if columns.text is not None else (list, np.ndarray)
-                if domain is None or not isinstance(content, wanted):
-                    name = columns.domain if domain is None else columns.content
-                    raise ValueError(
-                        f"{file}, row {row}: column {name!r} must hold "
-                        + (
-                            "a domain"
-                            if domain is None
-                            else "text"
-                            if columns.text is not None
-                            else "a list of token ids"
-                        )
-                        + f", got {None if domain is None else content!r}"
-                    )
-            yield Documents([str(domain) for domain in domains], list(contents))
+            places = [f"{file}, row {number}" for number in range(row + 1, row + len(domains) + 1)]
+            row += len(domains)
+            for place, domain, content in zip(places, domains, contents, strict=True):
+                if domain is None:
+                    raise ValueError(f"{place}: column {columns.domain!r} must hold a domain, got None")
+                if not (isinstance(content, str) if columns.text is not None else _token_ids(content)):
+                    wanted = "text" if columns.text is not None else "a list of token ids"
+                    raise ValueError(f"{place}: column {columns.content!r} must hold {wanted}, got {shown(content)}")
+            yield Documents([str(domain) for domain in domains], list(contents), places)
+
+
+def _token_ids(content: Any) -> bool:
+    if not isinstance(content, (list, np.ndarray)):
+        return False
+    try:
+        found = np.asarray(content)
+    except ValueError:  # lists of different lengths within it
+        return False
+    return found.ndim == 1 and (not found.size or found.dtype.kind in "iu")
 
 
 def objects(file: Path, skip: int = 0, position: list[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,8 +124,9 @@ def objects(file: Path, skip: int = 0, position: list[int] | None = None) -> Ite
                     continue
                 try:
                     found = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{file}, line {number}: not a JSON object ({error})") from None
+                except (ValueError, RecursionError) as error:
+                    why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                    raise ValueError(f"{file}, line {number}: not a JSON object ({why})") from None
                 if not isinstance(found, dict):
                     raise ValueError(f"{file}, line {number}: not a JSON object, but {line.strip()[:40]}")
                 yield number, found

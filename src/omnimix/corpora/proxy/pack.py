@@ -86,12 +86,12 @@ def pack(
         parts = _Parts(Path(scratch), np.uint16 if encode.vocabulary <= 2**16 else np.uint32)
         for found in read_documents(files, columns):
             kept = []
-            for domain, content in zip(found.domains, found.contents, strict=True):
+            for domain, content, place in zip(found.domains, found.contents, found.places, strict=True):
                 part, rank = _place(content, shares, seed)
                 if part != TRAIN or rank < (keep or {}).get(domain, 1.0):
-                    kept.append((part, domain, content))
-            ids = encode.encode([content for _, _, content in kept])
-            for (part, domain, _), one in zip(kept, ids, strict=True):
+                    kept.append((part, domain, content, place))
+            ids = _encoded(encode, [content for _, _, content, _ in kept], [place for *_, place in kept])
+            for (part, domain, *_), one in zip(kept, ids, strict=True):
                 parts.add(part, domain, one, encode.end)
         facts = parts.join(folder, [TRAIN, *shares])
     facts |= {"format": FORMAT, "vocabulary": encode.vocabulary, "end": encode.end, "given": given}
@@ -244,6 +244,20 @@ class _Ids:
                     f"token ids must be integers in 0..{self.vocabulary - 1}, got {one.min()}..{one.max()}"
                 )
         return found
+
+
+def _encoded(encode: Any, contents: list[Any], places: list[str]) -> list[np.ndarray]:
+    """Token ids; ValueError that names the document which has none."""
+    try:
+        found: list[np.ndarray] = encode.encode(contents)
+    except ValueError:
+        for content, place in zip(contents, places, strict=True):
+            try:
+                encode.encode([content])
+            except ValueError as error:  # noqa: PERF203
+                raise ValueError(f"{place}: {error}") from None
+        raise
+    return found
 
 
 def _tokenizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..annotation import Annotator, Document, shown
 
+LARGEST = sys.float_info.max
 QUALITY = "quality"
 """The column that an annotator of quality writes."""
 RUBRIC = {
@@ -43,7 +45,7 @@ class QualityColumns:
 
     def _value(self, row: int, document: Document, column: str) -> float:
         value: Any = document.get(column)
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and abs(value) <= LARGEST
         if not number or (column in self.highest and not 0 <= value <= self.highest[column]):
             within = f" of 0 to {self.highest[column]:g}" if column in self.highest else ""
             raise ValueError(

@@ -113,7 +113,7 @@ class SampleMix:
             return np.array([len(text.encode("utf-8", "replace")) for text in texts(documents, self.text)])
         found = [document.get(self.tokens) for document in documents]
         for row, value in enumerate(found):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**53:
                 raise ValueError(
                     f"document {row}: column {self.tokens!r} must hold a number of tokens, got {shown(value)}"
                 )
