@@ -51,6 +51,7 @@ from omnimix.samples.operation import (
     cutmix,
     fmix,
     gridmix,
+    guidedmixup,
     mixpro,
     mixup,
     mosaic,
@@ -144,6 +145,7 @@ def ours() -> dict[Row, Call]:
             if not (name in BY_BATCH and flag):
                 calls[name, mode, OURS] = operation(name, flag)
     calls["alignmixup", "batch", OURS] = align
+    calls["guidedmixup", "batch", OURS] = function(guidedmixup)  # with its spectral residuals
     calls["augmix", "sample", OURS] = lambda x, y: augmix(x, generator=source)
     return calls
 
