@@ -231,7 +231,11 @@ def strict(documents):
         ("d.jsonl", Gives(x=lambda d: [0] * (len(d) + 1)), "line 1: Gives: column 'x' has 2 values for 1 documents"),
         ("d.jsonl", Gives(text=lambda d: [0] * len(d)), "line 1: Gives: column 'text' is in the documents already"),
         ("d.jsonl", Gives(x=lambda d: [float("nan")] * len(d)), "line 1: JSON cannot hold it"),
-        ("d.arrow", Gives(x=lambda d: [1, "a"] * (len(d) // 2)), "row 2: column 'x' is 'a'; the rows before have another"),
+        (
+            "d.arrow",
+            Gives(x=lambda d: [1, "a"] * (len(d) // 2)),
+            "row 2: column 'x' is 'a'; the rows before have another",
+        ),
         ("d.jsonl", Together([Gives(x=len), Gives(x=len)]), "two annotators give a column 'x'"),
     ],
 )
