@@ -136,6 +136,28 @@ def test_loaders_fetch_ahead_and_the_state_is_that_of_what_was_used(workers):
     assert used + [batch.tolist() for (batch,) in load(later)] == expected
 
 
+@pytest.mark.parametrize("batch", [1, 7, 257])
+def test_rows_computed_ahead_are_those_of_each_step_alone(batch):
+    def sampler():
+        schedule = Mixture([(0.0, {"a": 0.9, "b": 0.1}), (0.5, {"b": 0.3, "c": 0.7})], unit="sequences")
+        return DomainSampler({"a": 5, "b": 2000, "c": 37}, schedule, batch_size=batch, steps=40, seed=3)
+
+    whole, plain = sampler(), sampler()
+    plain._ahead = None
+    drawn = [whole.draw().tolist() for _ in range(40)]
+    assert drawn == [plain.draw().tolist() for _ in range(40)]
+    for step in (19, 20, 21, 3):  # before, at and after the switch; and back
+        whole.load_state_dict(whole_at := _state_after(sampler(), step))
+        assert whole_at["step"] == step
+        assert whole.draw().tolist() == drawn[step]
+
+
+def _state_after(sampler, step):
+    for _ in range(step):
+        sampler.draw()
+    return sampler.state_dict()
+
+
 def test_weights_set_in_the_middle_hold_from_the_next_step():
     source = sampler()
     before = [source.draw() for _ in range(10)]

@@ -38,16 +38,22 @@ def _rounds(value: np.ndarray, half: np.ndarray, keys: np.ndarray) -> np.ndarray
     low = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & low
     for key in keys:
-        left, right = right, left ^ (_mixed(right + key) & low)
+        mixed = _mixed(right + key)
+        mixed &= low
+        mixed ^= left
+        left, right = right, mixed
     joined: np.ndarray = (left << half) | right
     return joined
 
 
 def _mixed(value: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: every input bit moves every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * _FIRST
-    value = (value ^ (value >> np.uint64(27))) * _SECOND
-    mixed: np.ndarray = value ^ (value >> np.uint64(31))
+    mixed: np.ndarray = value >> np.uint64(30)
+    mixed ^= value
+    mixed *= _FIRST
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= _SECOND
+    mixed ^= mixed >> np.uint64(31)
     return mixed
 
 

@@ -23,6 +23,8 @@ from .permute import permuted
 
 Counts = Literal["exact", "random"]
 Batches = Literal["mixed", "one-domain"]
+AHEAD = 512
+"""Rows of a domain that are computed together."""
 REMEMBERED = 4096
 """For how many drawn batches the state can still be told: loaders fetch ahead of the training."""
 
@@ -82,8 +84,10 @@ class DomainSampler(Sampler[list[int]]):
                 f"the mixture's weights are shares of {self.mixture.unit}, but rows are {rows}: convert them by "
                 f"mixture.to_unit({rows!r}, mean tokens of a row by domain)"
             )
-        for phase in self.mixture.phases:
-            self._vector(phase.weights)
+        self._phases = [self._vector(phase.weights) for phase in self.mixture.phases]
+        self._ahead: np.ndarray | None = None
+        if batch_size <= AHEAD // 2:
+            self._ahead, self._from = np.empty((len(sizes), AHEAD), dtype=np.int64), np.full(len(sizes), -AHEAD)
         self.step = 0
         self._now = _State(np.zeros_like(self.sizes), np.zeros(len(self.sizes)), None)
         self._past: deque[tuple[int, _State]] = deque(maxlen=REMEMBERED)
@@ -107,15 +111,17 @@ class DomainSampler(Sampler[list[int]]):
         domain = np.repeat(np.arange(len(count)), count)
         nth = self._now.drawn[domain] + np.arange(self.batch_size) - np.repeat(np.cumsum(count) - count, count)
         mine = source.permutation(self.batch_size)[self.rank :: self.ranks]
+        rows = self._rows(domain[mine], nth[mine])
         self._now = _State(self._now.drawn + count, plan, self._now.weights)
         self.step += 1
-        return self._rows(domain[mine], nth[mine])
+        return rows
 
     def weights_now(self) -> np.ndarray:
         """(k,) the weights of the next step."""
         if self._now.weights is not None:
             return self._now.weights
-        return self._vector(self.mixture.at(min(self.step, self.steps - 1) / self.steps))
+        done = min(self.step, self.steps - 1) / self.steps
+        return self._phases[sum(phase.start <= done for phase in self.mixture.phases) - 1]
 
     def _share_out(self, plan: np.ndarray, weights: np.ndarray, source: np.random.Generator) -> np.ndarray:
         """(k,) how many rows of each domain the step takes."""
@@ -129,7 +135,24 @@ class DomainSampler(Sampler[list[int]]):
         return largest_remainders(np.where(weights > 0, plan - self._now.drawn, 0.0), self.batch_size, weights > 0)
 
     def _rows(self, domain: np.ndarray, nth: np.ndarray) -> np.ndarray:
-        """The number of the nth row (0, 1, ..., over all epochs) that is drawn of each domain."""
+        """The number of the nth row (0, 1, ..., over all epochs) that is drawn of each domain.
+
+        For small batches, some hundred rows of a domain are computed together, which costs little more than one.
+        """
+        if self._ahead is None:
+            return self._numbers(domain, nth)
+        place = nth - self._from[domain]
+        beyond = (place < 0) | (place >= AHEAD)
+        if beyond.any():
+            new = np.unique(domain[beyond])
+            self._from[new] = self._now.drawn[new]
+            there = self._from[new][:, None] + np.arange(AHEAD)
+            self._ahead[new] = self._numbers(np.repeat(new, AHEAD), there.ravel()).reshape(there.shape)
+            place = nth - self._from[domain]
+        found: np.ndarray = self._ahead[domain, place]
+        return found
+
+    def _numbers(self, domain: np.ndarray, nth: np.ndarray) -> np.ndarray:
         epoch, place = np.divmod(nth, self.sizes[domain])
         rows: np.ndarray = self.start[domain] + permuted(place, self.sizes[domain], self.seed, domain, epoch)
         return rows
