@@ -24,7 +24,6 @@ from torch import Tensor
 
 from omnimix import Classification
 from omnimix.compare.spec import Spec, create
-from omnimix.core import registry
 from omnimix.data import load
 from omnimix.data.scale import Scaler
 from omnimix.networks import create as create_network
@@ -85,8 +84,7 @@ def measure(method: str, seed: int, x: Tensor, y: Tensor, parts: dict[str, Tenso
         select="last", accelerator="cpu",
     )  # fmt: skip
     spec, scale = Spec.parse(method), scaler.scale
-    takes_scale = "scale" in registry.info(spec.name).parameters
-    trained = create(spec, {"scale": tuple(scale.tolist())} if takes_scale else {})
+    trained = create(spec, {"scale": tuple(scale.tolist())} if spec.name == "puzzle-mix" else {})
     data = Data(Part(scaler(x[train]), y[train]), None, Part(scaler(x[test]), y[test]), task)
     done = fit(trained, model, data, budget, seed=seed)
     model.eval()

@@ -65,6 +65,9 @@ class Constant(Ratio):
         share[:, 0] = self.share
         return complete(share).expand(rows, k)
 
+    def ahead(self, steps: int, k: int, generator: torch.Generator) -> Sequence[Tensor]:
+        return (self(1, k, generator),) * steps
+
 
 def complete(share: Tensor) -> Tensor:
     """Float32 shares; with k = 2 the second is exactly 1 - the first after rounding."""
