@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ FEW, VOCABULARY = 120, 512
 BEFORE, AFTER = {"web": 0.95, "domain": 0.05}, {"web": 0.5, "domain": 0.5}
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3, 1.0)
 CONTROLS = ("static f=0.2", "reversed f=0.2")
-TRAINING = Training(steps=300, batch=16, context=64, width=64, layers=2, heads=4, lr=3e-3, schedule="constant")
+TRAINING = Training(
+    steps=360, batch=4, context=64, width=64, layers=2, heads=2, lr=3e-3, schedule="constant", measure=200
+)  # fmt: skip
 
 
 def corpus(file: Path, out: Path) -> Packed:
@@ -46,7 +49,10 @@ def corpus(file: Path, out: Path) -> Packed:
             kept = own if name == "web" else [own[i] for i in random.permutation(len(own))[:FEW]]
             rows += [{"domain": name, "text": text} for text in kept]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if not (out / "documents.jsonl").exists():  # a stopped run finds its packed tokens again
+        (out / "documents.tmp").write_text(text, encoding="utf-8")
+        (out / "documents.tmp").replace(out / "documents.jsonl")
     return pack(
         out / "documents.jsonl", out / "tokens", tokenizer=f"bpe:{VOCABULARY}", held_out={"test": 0.1},
     )  # fmt: skip
@@ -56,13 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("OMNIMIX_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path("omnimix-out/domain-upsampling"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=TRAINING.steps)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     packed = corpus(args.data / "weborganizer" / "documents.jsonl.gz", args.work)
-    training = Training(**{**vars(TRAINING), "steps": args.steps, "measure": 400})
+    training = replace(TRAINING, steps=args.steps)
     made = branches(BEFORE, AFTER, FRACTIONS)
     arms = {name: made[name] for name in [f"f={f:g}" for f in FRACTIONS] + list(CONTROLS)}
     jobs, runs, failed = run_proxies(
