@@ -1,8 +1,7 @@
 """Mixtures for a language model on real web documents in 24 topics: RegMix end to end, DoReMi, DoGE, R&B and ODM.
 
 The documents are thinned so that the largest topic holds about sixteen times the smallest. Search: 64 proxies on
-designed mixtures and a fit (RegMix); a reference and a proxy (DoReMi), or one proxy (DoGE), of a quarter of their FLOPs
-(`--search-share 1`: of the same).
+designed mixtures and a fit (RegMix); a reference and a proxy (DoReMi), or one proxy (DoGE), of the same FLOPs in all.
 Judgement: a larger model, trained on each mixture or under the online rule, three seeds, losses on documents that
 nothing before has seen.
 """
@@ -103,9 +102,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("omnimix-out/language-mixtures"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=RUNS, help="proxies")
-    parser.add_argument(
-        "--search-share", type=float, default=0.25, help="FLOPs of DoReMi and of DoGE over all proxies'"
-    )
+    parser.add_argument("--search-share", type=float, default=1.0, help="FLOPs of DoReMi and of DoGE over all proxies'")
     parser.add_argument("--shorten", type=int, default=1, help="divide all steps, to try the script")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")
     args = parser.parse_args()
@@ -187,7 +184,8 @@ def main() -> None:
     }
     settings = {
         "vocabulary": VOCABULARY, "proxies": args.runs, "proxy": vars(proxy), "larger model": vars(large),
-        "tokens": sizes, "target": TARGET, "search flops of the proxies": flops, "search share": args.search_share, "fits": fits,
+        "tokens": sizes, "target": TARGET, "search flops of the proxies": flops, "search share": args.search_share,
+        "fits": fits,
         "searches": {name: {k: v for k, v in found.items() if k != "weights"} for name, found in searches.items()},
         "weights": {name: mixture.weights for name, mixture in arms.items()}, "online mean weights": online,
         "losses by topic": losses, "seeds": args.seeds,
