@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import sys
@@ -80,6 +81,9 @@ def _needs(card: Info) -> list[str]:
 
 
 def _facts(card: Info) -> dict[str, Any]:
+    from ..samples.taxonomy import PLACES
+
+    place = PLACES.get(card.name)
     return {
         "name": card.name,
         "summary": card.summary,
@@ -94,6 +98,7 @@ def _facts(card: Info) -> dict[str, Any]:
             name: None if value is inspect.Parameter.empty else _plain(value) for name, value in card.parameters.items()
         },
         "search": {name: _search(within) for name, within in card.search.items()},
+        "survey": place and dataclasses.asdict(place),
     }
 
 

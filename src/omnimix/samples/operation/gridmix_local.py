@@ -97,7 +97,8 @@ class GridMixLocal(Mix):
             output, applied = self.forward(model, batch, recipe)
         loss = self.objective.mean(output, batch.y, applied, self.task)
         z = cell_means(F.relu(seen[self.found]), self.n)
-        local = F.linear(z.movedim(1, -1), linear[-1].weight, linear[-1].bias).movedim(-1, 1)
+        weight, bias = linear[-1].weight, linear[-1].bias  # under autocast maps are of another type
+        local = F.linear(z.movedim(1, -1).to(weight.dtype), weight, bias).movedim(-1, 1)
         return loss + self.weight * self._cells(local, batch.y, applied)
 
     def _cells(self, local: Tensor, y: Tensor, applied: Recipe) -> Tensor:
