@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 
 from ..result import Result
@@ -116,8 +117,8 @@ def fit_texts(figure: Figure) -> None:
     neighbours.
     """
     given = {text: text.get_text().replace(r"\$", "$").split("\n") for text, _ in _texts(figure)}
-    layout = figure.get_layout_engine()
-    assert layout is not None
+    gridded = any(axes.get_subplotspec() for axes in figure.axes)
+    layout = (gridded and figure.get_layout_engine()) or PlaceHolderLayoutEngine(True, True)  # axes placed by hand stay
     for last in (False, False, True):  # what is wrapped moves the axes
         layout.execute(figure)
         long = [(text, part) for text, axes in _texts(figure) if (part := _fitting(text, axes, figure)) < 1]
