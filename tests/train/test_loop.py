@@ -318,6 +318,30 @@ def test_the_quick_step_is_pytorchs_own(kind, own, kept):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_parameters_may_get_their_first_gradient_late(momentum):
+    """As PyTorch's step that is not fused, which takes momentum up for each parameter when it comes."""
+    results = []
+    for quick in (False, True):
+        a, b, c = (nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0, 3.0))
+        optimizer = torch.optim.SGD([a, b, c], lr=0.1, momentum=momentum, weight_decay=0.01, fused=quick)
+        if quick:
+            quicken(optimizer)
+            torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        for used in ((a,), (a, b), (b, c), (a, b, c), (a, b, c)):
+            optimizer.zero_grad()
+            sum(p.square().sum() for p in used).backward()
+            optimizer.step()
+        results.append(torch.cat([a, b, c]).detach())
+    assert torch.allclose(*results, rtol=1e-6)
+
+
+def test_what_the_quick_step_does_not_know_stays_pytorchs_own():
+    for kind, own in (("Adam", "maximize"), ("Adam", "amsgrad"), ("SGD", "dampening")):
+        optimizer = getattr(torch.optim, kind)([nn.Parameter(torch.ones(2))], fused=True, **{own: True})
+        assert "step" not in vars(quicken(optimizer))
+
+
 def test_fabrics_setting_is_put_back(monkeypatch):
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     fit(om.ERM(), net(), data(), BUDGET, seed=0)

@@ -1,9 +1,9 @@
 """Where each method of this room stands in the survey of the field: what is mixed, whence the label, for which use.
 
 A method is made of parts, and many belong to several classes; this names the first. Source: Jin, Zhu, Li et al., "A
-Survey on Mixup Augmentations and Beyond", 2024, arXiv 2409.05202, its lists of sample and label policies. "area",
-"ratio" and "own" are ours: the survey has no names for labels by the mask or by the drawn share, which most methods
-have, nor for labels that stay.
+Survey on Mixup Augmentations and Beyond", 2024, arXiv 2409.05202, its lists of sample and label policies. "area"
+is the survey's area-based: by the mask, also with attention in it. "ratio" and "own" are ours: the survey has no names
+for labels by the drawn share, which many methods have, nor for labels that stay.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ PLACES: Mapping[str, Place] = {
     "stylemix": Place("style-based", "ratio"),
     "sumix": Place("cutting-based", "optimised ratio"),
     "tokenmix": Place("attention-based", "attention score"),
-    "transmix": Place("cutting-based", "attention score"),
+    "transmix": Place("cutting-based", "area"),
 }
 """By the name of the method."""
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -89,41 +90,48 @@ class _AdamGroup:
 
 
 class _SGDGroup:
-    """One parameter group; the first step makes the momentum."""
+    """One parameter group. Momentum starts at 0, which gives what PyTorch's first step does, for every parameter."""
 
     def __init__(self, optimizer: Optimizer, settings: dict[str, Any]) -> None:
         self.settings, self.params = settings, list(settings["params"])
-        states = [optimizer.state[p] for p in self.params]
-        self.new = settings["momentum"] != 0 and not any(state.get("momentum_buffer") is not None for state in states)
-        for p, state in zip(self.params, states, strict=True):
-            if self.new:
-                state["momentum_buffer"] = torch.empty_like(p)
-        self.momentum = [] if settings["momentum"] == 0 else [state["momentum_buffer"] for state in states]
+        _begin_momentum(optimizer, settings)
+        self.momentum = [optimizer.state[p]["momentum_buffer"] for p in self.params] if settings["momentum"] else []
 
     def step(self, kernel: Any, grads: Sequence[Tensor]) -> None:
-        names = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")
-        now = {name: self.settings[name] for name in names}
-        kernel(self.params, grads, self.momentum, **now, is_first_step=self.new)
-        self.new = False
+        now = {name: self.settings[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov")}
+        kernel(self.params, grads, self.momentum, **now, maximize=False, is_first_step=False)
+
+
+def _begin_momentum(optimizer: Optimizer, settings: dict[str, Any]) -> None:
+    """Momentum for parameters of an SGD that have a gradient and none yet; PyTorch's fused step takes all or none."""
+    for p in settings["params"] if settings.get("momentum") else ():
+        if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def quicken(optimizer: Optimizer) -> Optimizer:
     """The same optimiser with quick methods if it is an SGD, Adam or AdamW with fused=True on the CPU.
 
     PyTorch's own step is taken where hooks are registered, a closure is given or a parameter has no gradient.
+    Optimisers with amsgrad, maximize or dampening are left as they are. Momentum must not be switched on between steps.
     """
     kernel = getattr(torch, KERNELS.get(type(optimizer), ""), None)
-    if kernel is None:
+    other = any(
+        settings.get(name) for settings in optimizer.param_groups for name in ("amsgrad", "maximize", "dampening")
+    )
+    if kernel is None or other:
         return optimizer
     kind = _SGDGroup if isinstance(optimizer, SGD) else _AdamGroup
     whole, groups = optimizer.step, list[Any]()
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     optimizer.register_load_state_dict_post_hook(lambda _: groups.clear())
 
-    def step(closure: Any = None) -> Any:
+    def step(self: Optimizer, closure: Any = None) -> Any:
         grads = [[p.grad for p in settings["params"]] for settings in optimizer.param_groups]
         if closure is not None or any(hooks) or any(grad is None for some in grads for grad in some):
             groups.clear()
+            for settings in optimizer.param_groups:
+                _begin_momentum(optimizer, settings)
             return whole(closure)
         with torch.no_grad():
             if len(groups) != len(grads):
@@ -136,7 +144,8 @@ def quicken(optimizer: Optimizer) -> Optimizer:
             for p in settings["params"]:
                 p.grad = None
 
-    optimizer.step, optimizer.zero_grad = step, zero_grad  # type: ignore[method-assign]
+    optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]  # schedulers look for a method
+    optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
     for name in ("state_dict", "load_state_dict"):
         function = getattr(type(optimizer), name)
         setattr(optimizer, name, partial(getattr(function, "__wrapped__", function), optimizer))

@@ -110,6 +110,11 @@ def test_hidden_patches():
     assert len(corners.flatten(1).unique(dim=0)) > 1
     assert torch.equal(hide_patches(x, 0.0, 3, draw()), x)
     assert hide_patches(torch.ones(2, 1, 4, 5, 6), 0.5, 2, draw()).shape == (2, 1, 4, 5, 6)
+    small = hide_patches(torch.ones(1, 1, 28, 30), 0.15, None, draw())[0, 0]
+    assert torch.equal(small[::2, ::2], small[1::2, 1::2])  # patches of side 2
+    assert (small[::2, ::2] == 0).sum() == round(0.15 * 14 * 15)
+    with pytest.raises(ValueError, match="hides nothing"):
+        hide_patches(x, 0.15, 16, draw())
 
 
 X, Y = torch.rand(8, 3, 6, 9, generator=draw()), torch.arange(8) % 3

@@ -150,3 +150,11 @@ def test_refusals():
             om.create("qt-dog-inq", portions=portions)
     with pytest.raises(ValueError, match="planned steps"):
         om.create("qt-dog-inq", start=0.0).setup(net(), om.Classification(3))
+
+
+@pytest.mark.parametrize(("steps", "start"), [(10, 0.8), (10, 0.9), (100, 0.99), (4, 0.0)])
+def test_all_portions_are_done_however_few_steps_are_left(steps, start):
+    method = om.create("qt-dog-inq", start=start)
+    method.setup(nn.Sequential(nn.Conv2d(1, 2, 3)), om.Classification(2), steps=steps)
+    assert method.turns[0] == round(start * steps)
+    assert method.turns[-1] < steps

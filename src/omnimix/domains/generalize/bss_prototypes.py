@@ -8,10 +8,10 @@ In MSN s is of images with patches hidden and s~ of whole ones in a network that
 Scalbert et al., ICLR 2024, arXiv 2303.06088, for the views; Caron et al., "Unsupervised Learning of Visual Features by
 Contrasting Cluster Assignments", NeurIPS 2020, arXiv 2006.09882 (t = 0.1, Sinkhorn with epsilon = 0.05 and 3
 iterations, K = 3,000); Assran et al., "Masked Siamese Networks for Label-Efficient Learning", ECCV 2022, arXiv
-2204.07141 (t = 0.1, t+ = 0.025, m = 1, K = 1,024, momentum from 0.996 to 1 linearly, 15 % of patches of 16 pixels
-hidden for ViT-S). Cost: 2, MSN 2.7 (its passes without gradients). Ours: features are the head's inputs, without a
-projector; prototypes learn from the first step; hidden patches are 0 rather than left out, so that any network takes
-them.
+2204.07141 (t = 0.1, t+ = 0.025, m = 1, K = 1,024, momentum from 0.996 to 1 linearly, 15 % of the patches hidden, a
+fourteenth of the side each, for ViT-S; m, K and the 15 % we could not look up). Cost: 2, MSN 2.7 (its passes without
+gradients). Ours: features are the head's inputs, without a projector; prototypes learn from the first step; hidden
+patches are 0 rather than left out, so that any network takes them.
 """
 
 from __future__ import annotations
@@ -74,12 +74,22 @@ def masked_match(
     return across_views((target.detach() / sharp).softmax(dim=2), log_share) - entropy * spread
 
 
-def hide_patches(x: Tensor, share: float, patch: int, generator: torch.Generator) -> Tensor:
-    """Images x (N, C, *spatial) with a share of their patches of side `patch` set to 0, other ones in each image."""
-    counts = [ceil(n / patch) for n in x.shape[2:]]
+def hide_patches(x: Tensor, share: float, patch: int | None, generator: torch.Generator) -> Tensor:
+    """Images x (N, C, *spatial) with a share of their patches of side `patch` set to 0, other ones in each image.
+
+    patch: None for a fourteenth of the shorter side, as 16 of 224. ValueError for patches so large that none would be
+    hidden.
+    """
+    side = max(1, round(min(x.shape[2:]) / 14)) if patch is None else patch
+    counts = [ceil(n / side) for n in x.shape[2:]]
+    if share and not round(share * prod(counts)):
+        raise ValueError(
+            f"hide={share:g} of the {prod(counts)} patches of side {side} in images of {tuple(x.shape[2:])} hides "
+            "nothing: use a smaller patch"
+        )
     cell = torch.zeros((), dtype=torch.long)
     for n, count in zip(x.shape[2:], counts, strict=True):
-        cell = cell.unsqueeze(-1) * count + torch.arange(n) // patch
+        cell = cell.unsqueeze(-1) * count + torch.arange(n) // side
     rank = uniform(len(x), prod(counts), generator=generator).argsort(dim=1).argsort(dim=1)
     hidden = (rank < round(share * prod(counts)))[:, cell].unsqueeze(1)
     return x.masked_fill(hidden.to(x.device), 0.0)
@@ -90,7 +100,7 @@ class PrototypeObjective:
 
     hide = 0.0
     """The share of patches hidden from the trained network."""
-    patch = 1
+    patch: int | None = None
     momentum: float | None = None
     """Of the network that gives the targets, at first; None: there is none."""
 
@@ -120,7 +130,8 @@ class SwAV(PrototypeObjective):
 class MSN(PrototypeObjective):
     """Match hidden views to whole ones. temperature, sharp > 0 and entropy >= 0: t, t+ and m of `masked_match`.
 
-    hide in [0, 1), patch >= 1: see `hide_patches`. momentum in [0, 1]: it rises to 1 linearly over the planned steps.
+    hide in [0, 1), patch >= 1 or None: see `hide_patches`. momentum in [0, 1]: it rises to 1 linearly over the planned
+    steps.
     """
 
     def __init__(
@@ -131,12 +142,15 @@ class MSN(PrototypeObjective):
         entropy: float = 1.0,
         *,
         hide: float = 0.15,
-        patch: int = 16,
+        patch: int | None = None,
         momentum: float = 0.996,
     ) -> None:
         super().__init__(count)
         self.temperature, self.sharp = positive("temperature", temperature), positive("sharp", sharp)
-        self.entropy, self.patch = non_negative("entropy", entropy), at_least("patch", patch, 1)
+        self.entropy, self.patch = (
+            non_negative("entropy", entropy),
+            None if patch is None else at_least("patch", patch, 1),
+        )
         self.hide, self.momentum = in_unit("hide", hide), in_unit("momentum", momentum)
         if hide == 1:
             raise ValueError("hide must be a number in [0, 1), got 1: nothing would be left")
@@ -264,7 +278,7 @@ def bss_msn(
     sharp: float = 0.025,
     entropy: float = 1.0,
     hide: float = 0.15,
-    patch: int = 16,
+    patch: int | None = None,
     momentum: float = 0.996,
     views: int = 2,
     labels: bool = True,

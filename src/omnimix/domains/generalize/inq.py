@@ -84,8 +84,8 @@ class INQ(RoundedWeights):
         super().on_setup(given)
         if given.steps is None:
             raise ValueError("inq rounds in turns over the planned steps: pass setup(..., steps=...)")
-        length = (given.steps - self.first) / len(self.portions)
-        self.turns = [self.first + round(turn * length) for turn in range(len(self.portions))]
+        length, last = (given.steps - self.first) / len(self.portions), max(self.first, given.steps - 1)
+        self.turns = [min(self.first + round(turn * length), last) for turn in range(len(self.portions))]
         self.done = 0
         self.tops: dict[str, Tensor] = {}
         self.fixed: dict[str, Tensor] = {}
