@@ -172,6 +172,13 @@ def test_refused_documents(tmp_path, row, fields, message):
         select_shards(tmp_path / "a.jsonl", WEIGHTS, 10, tmp_path / "out", fields=Fields(**{**vars(FIELDS), **fields}))
 
 
+def test_lengths_that_cannot_be_counted(tmp_path):
+    rows = [{**one, "domain": "a", "n": 2**52} for one in documents(4)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(ValueError, match=r"the lengths in the domain 'a' add up to more than 2\^53"):
+        select_shards(tmp_path / "a.jsonl", {"a": 1.0}, 10, tmp_path / "out", fields=FIELDS)
+
+
 def test_refused_jobs(corpus, tmp_path):
     folder, _ = corpus
     for given, message in (
@@ -180,6 +187,7 @@ def test_refused_jobs(corpus, tmp_path):
         ({"tau": 1.0}, "tau=1.0 divides scores: name the column of the score"),
         ({"mixture": Mixture(WEIGHTS, unit="sequences")}, "the mixture is in sequences"),
         ({"budget": 0}, "budget"),
+        ({"budget": float("inf")}, r"budget must be at most 2\^53, got inf"),
     ):
         with pytest.raises(ValueError, match=message):
             select_shards(**{"paths": folder, "mixture": WEIGHTS, "budget": 10, "out": tmp_path / f"o{len(message)}",

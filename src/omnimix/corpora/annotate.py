@@ -262,7 +262,7 @@ def _shards(paths: str | Path | Sequence[str | Path]) -> list[Shard]:
             name = file.relative_to(path).as_posix() if Path(path).is_dir() else file.name
             if name in found:
                 raise ValueError(
-                    f"{found[name].source} and {file} would both be written as {name}: annotate them apart"
+                    f"{found[name].source} and {file} would both be written as {name}: give them to separate calls"
                 )
             found[name] = Shard(file, name)
     return list(found.values())

@@ -35,6 +35,8 @@ BLOCK = 1 << 16
 """Documents whose facts are held at a time."""
 NONE = -1
 """The domain of documents whose domain has no weight."""
+MOST = 2**53
+"""The largest sum of lengths; up to there float64 counts exactly."""
 
 Blocks = Callable[[], Iterator[np.ndarray]]
 
@@ -75,6 +77,8 @@ def select_shards(
     """
     columns, mix = fields or Fields(), mixture if isinstance(mixture, Mixture) else Mixture(mixture)
     positive("budget", budget), one_of("shortage", shortage, SHORTAGES)
+    if budget > MOST:
+        raise ValueError(f"budget must be at most 2^53, got {budget!r}")
     if mix.unit == "sequences":
         raise ValueError("documents are counted in tokens or as documents, the mixture is in sequences: convert it")
     if tau is not None:
@@ -169,7 +173,13 @@ class _Selection:
         for block in self._blocks():
             mine = block[block["domain"] != NONE]
             others += len(block) - len(mine)
-            sums += np.bincount(mine["domain"], weights=mine["length"], minlength=k).astype(np.int64)
+            found = np.bincount(mine["domain"], weights=mine["length"], minlength=k)
+            if (sums + found > MOST).any():
+                name = self.domains[int(np.argmax(sums + found))]
+                raise ValueError(
+                    f"the lengths in the domain {name!r} add up to more than 2^53: select from fewer files"
+                )
+            sums += found.astype(np.int64)
             counts += np.bincount(mine["domain"], minlength=k)
         return sums, counts, others
 
