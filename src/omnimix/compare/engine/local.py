@@ -19,6 +19,8 @@ import torch
 from ..jobs import Outcome, Unit
 from .base import STARTED, Work
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+"""For a process that starts: told later, libraries keep threads that small steps wait for."""
 IN_PROCESS = False
 """True: a single worker is this process itself. It need not start, and a debugger reaches it; if it dies, all ends."""
 
@@ -84,7 +86,9 @@ def _process(work: Work, fractions: np.ndarray) -> Iterator[Any]:
     from joblib.externals.loky import ProcessPoolExecutor
 
     file = getattr(fractions, "filename", None)
-    pool = ProcessPoolExecutor(max_workers=1, initializer=_hold, initargs=(os.getpid(), work, file, len(fractions)))
+    pool = ProcessPoolExecutor(
+        max_workers=1, initializer=_hold, initargs=(os.getpid(), work, file, len(fractions)), env=ONE_THREAD
+    )
     try:
         yield pool
     finally:
